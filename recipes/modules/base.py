@@ -1,0 +1,93 @@
+"""What every recipe shares: the tokenizer from the zoo, AdamW with warm-up and decay, randomness keyed to the step."""
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+import zoo
+
+__all__ = ["TokenizerRecipe", "warmup_cosine"]
+
+
+def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
+    """Give the factor of the learning rate: linear from 0 over `warmup` steps, then a cosine down to `floor` at `total`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class TokenizerRecipe(LightningModule):
+    """Base of the recipes: builds `self.tokenizer` and its optimizer.
+
+    Args:
+        tokenizer: catalog name of what is trained.
+        overrides: fields of its configuration to change.
+        init: catalog name, folder or Hub repository whose weights to start from (fine-tuning).
+        learning_rate: at the top of the warm-up.
+        betas: of AdamW.
+        weight_decay: on matrices; vectors (norms, biases, tokens) have none.
+        warmup_steps: linear warm-up.
+        final_rate: share of the learning rate at `trainer.max_steps`.
+        seed: of everything that is drawn in training, together with rank and step, so that a resumed run draws the same.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        *,
+        overrides: dict[str, Any] | None = None,
+        init: str | None = None,
+        learning_rate: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.05,
+        warmup_steps: int = 100,
+        final_rate: float = 0.02,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = zoo.create(tokenizer, info_name=tokenizer, **(overrides or {}))
+        if init is not None:
+            self.tokenizer.load_state_dict(zoo.load(init).state_dict())
+        self.learning_rate = learning_rate
+        self.betas = tuple(betas)
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.final_rate = final_rate
+        self.seed = seed
+
+    def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Named parameters the optimizer moves."""
+        return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+
+    def configure_optimizers(self) -> Any:
+        named = self.trained_parameters()
+        matrices = [p for _, p in named if p.ndim >= 2]
+        vectors = [p for _, p in named if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, warmup=self.warmup_steps, total=total, floor=self.final_rate)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def draws(self, *, stage: str = "train", step: int | None = None) -> torch.Generator:
+        """Give the generator of this step: a function of seed, stage, rank and step, so that a resumed run draws the same."""
+        key = f"{self.seed}/{stage}/{self.global_rank}/{self.global_step if step is None else step}"
+        number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+        return torch.Generator(device=self.device).manual_seed(number)
+
+    def log_scores(self, stage: str, values: dict[str, Tensor], *, batch_size: int) -> None:
+        """Log under `stage/name`; validation means are over items and processes."""
+        self.log_dict(
+            {f"{stage}/{name}": value for name, value in values.items()},
+            batch_size=batch_size,
+            on_step=stage == "train",
+            on_epoch=stage != "train",
+            sync_dist=stage != "train",
+        )

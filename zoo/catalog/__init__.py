@@ -1,0 +1,1 @@
+"""What is in the zoo: records only, no torch, no logic."""

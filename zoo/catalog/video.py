@@ -1,0 +1,7 @@
+"""Video tokenizers of the zoo."""
+
+from zoo.registry import Entry
+
+__all__ = ["ENTRIES"]
+
+ENTRIES: tuple[Entry, ...] = ()

@@ -1,0 +1,1 @@
+"""Generators over tokens, one file per system."""

@@ -1,0 +1,1 @@
+"""Picture tokenizers, one file per family."""

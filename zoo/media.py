@@ -1,0 +1,96 @@
+"""Pictures as people have them, to tensors and back.
+
+The resize rule is one for the whole project: Pillow's antialiased filter on 8-bit pictures (short side to size, then the centre),
+because its results do not depend on the version of a tensor library.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+__all__ = ["from_pil", "read_images", "resize_crop", "to_pil", "to_uint8"]
+
+
+def _open(source: Any) -> Image.Image:
+    """Give an RGB picture; transparency is laid on white, and the orientation in the file is applied."""
+    if isinstance(source, str | Path):
+        if not Path(source).is_file():
+            raise ValueError(f"preprocess: no file {source}. Give a picture, or a list of pictures.")
+        try:
+            with Image.open(source) as opened:
+                image = ImageOps.exif_transpose(opened)
+                image.load()
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"preprocess: {source} is not a readable picture ({error}).") from error
+    elif isinstance(source, Image.Image):
+        image = source
+    elif isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (1, 3, 4)):
+            raise ValueError(
+                f"preprocess: array of shape {source.shape} and dtype {source.dtype}. Needed: uint8 (h, w), (h, w, 3) or (h, w, 4)."
+            )
+        image = Image.fromarray(source.squeeze(2) if source.ndim == 3 and source.shape[2] == 1 else source)
+    elif isinstance(source, Tensor):
+        image = to_pil(source[None])[0] if source.is_floating_point() else _open(source.permute(1, 2, 0).cpu().numpy())
+    else:
+        raise TypeError(f"preprocess: {type(source).__name__} is no picture. Give a path, a PIL image, an array or a tensor.")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def resize_crop(image: Image.Image, size: int | tuple[int, int] | None, *, crop: bool = True) -> Image.Image:
+    """Resize with antialiased bicubic; cut the centre to `size` `(h, w)`, or keep the aspect ratio with the short side at `size`."""
+    if size is None:
+        return image
+    height, width = (size, size) if isinstance(size, int) else size
+    if crop:
+        return ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC, centering=(0.5, 0.5))
+    scale = min(height, width) / min(image.size)
+    sides = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(sides, Image.Resampling.BICUBIC)
+
+
+def from_pil(images: Sequence[Image.Image]) -> Tensor:
+    """Stack RGB pictures of one size to `(b, 3, h, w)` float32 in [-1, 1]."""
+    sizes = {image.size for image in images}
+    if len(sizes) != 1:
+        raise ValueError(f"preprocess: pictures of {len(sizes)} sizes do not fit one batch. Use crop=True, or one at a time.")
+    array = np.stack([np.asarray(image) for image in images])
+    return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+def read_images(source: Any, *, size: int | tuple[int, int] | None, crop: bool = True) -> Tensor:
+    """Turn a picture or a list of pictures into `(b, 3, h, w)` float32 in [-1, 1].
+
+    Args:
+        source: path, PIL image, uint8 array `(h, w[, c])`, tensor `(3, h, w)` in [-1, 1] or uint8; or a list, or a batch tensor.
+        size: `(h, w)`, or one number for both; None keeps the size.
+        crop: cut the centre; False keeps the aspect ratio.
+
+    Raises:
+        ValueError: no such file, not a picture, or sizes that do not fit one batch.
+    """
+    if isinstance(source, list | tuple) or (isinstance(source, Tensor | np.ndarray) and source.ndim == 4):
+        items = list(source)
+    else:
+        items = [source]
+    if not items:
+        raise ValueError("preprocess: the list of pictures is empty. Give at least one.")
+    return from_pil([resize_crop(_open(item), size, crop=crop) for item in items])
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Clamp `(b, c, h, w)` in [-1, 1] and round to 8 bits, same shape."""
+    return ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_pil(x: Tensor) -> list[Image.Image]:
+    """Turn `(b, 3, h, w)` in [-1, 1] into PIL images, clamped and rounded."""
+    return [Image.fromarray(item) for item in to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()]

@@ -1,0 +1,385 @@
+"""The contract every tokenizer keeps: tensors in, `Tokens` between, tensors out.
+
+Shapes: `b` batch, `c` channels, `t` frames, `h`, `w` sides in pixels, `s` samples. A family implements `_encode` and `_decode`
+on legal sizes; everything people rely on (checks, padding, rates, unequal items) is done here, once.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from zoo.config import Config
+from zoo.registry import Entry
+from zoo.tokens import Tokens, TokenSpec
+from zoo.transforms.quality import Quality, smallest_tokens
+
+__all__ = ["Tokenizer"]
+
+_AXES = {"image": ("height", "width"), "video": ("frames", "height", "width"), "audio": ("samples",)}
+_SHAPES = {"image": "(b, 3, h, w)", "video": "(b, 3, t, h, w)", "audio": "(b, channels, samples)"}
+_OVERSHOOT = 1e-3
+
+
+class Tokenizer(nn.Module):
+    """Base class of the families.
+
+    A subclass sets `family` and `Config`, and implements `layout_of`, `_encode` and `_decode`; one that reads a public release
+    also implements `from_public` and `rename_public`.
+    """
+
+    family: ClassVar[str]
+    Config: ClassVar[type[Config]]
+    families: ClassVar[dict[str, type["Tokenizer"]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "family" in cls.__dict__:
+            Tokenizer.families[cls.family] = cls
+
+    def __init__(self, config: Config, info: Entry | None = None) -> None:
+        super().__init__()
+        self.config = config
+        if info is None:
+            info = Entry(name=self.family, family=self.family, summary="", config=config.to_dict(), **self.layout_of(config))
+        self.info = info
+
+    # -- what a family provides ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def layout_of(cls, config: Any) -> dict[str, Any]:
+        """Fields of the catalog entry that follow from the configuration: modality, layout, vocabulary, sizes, rates."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_public(cls, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Config:
+        """Translate the public release's configuration; `shapes` are those of the tensors beside it."""
+        raise ValueError(f"{cls.family}: no public configuration format is known for this family. Load our own format.")
+
+    @classmethod
+    def rename_public(cls, tensors: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
+        """Give the public release's tensors our parameter names."""
+        return tensors
+
+    def _encode(self, x: Tensor, *, tokens: int | None, depth: int | None, generator: torch.Generator | None) -> Tensor:
+        """Encode a batch of a legal size to `(b, *positions, d)` codes or latents; `generator` samples, None takes the mode."""
+        raise NotImplementedError
+
+    def _decode(self, tokens: Tokens, size: tuple[int, ...], **options: Any) -> Tensor:
+        """Decode tokens of items of one legal size to `(b, c, *size)`."""
+        raise NotImplementedError
+
+    def _legal_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Smallest size of the signal axes that the network takes and that holds `size`."""
+        multiple = self.info.size_multiple or 1
+        return tuple(-(-side // multiple) * multiple for side in size)
+
+    def _grid(self, size: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Token grid of a legal size; None where any number of positions is allowed (ordered 1D tokens)."""
+        if self.info.downsample is None:
+            return None
+        return tuple(side // step for side, step in zip(size, self.info.downsample[-len(size) :], strict=True))
+
+    # -- facts -----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> TokenSpec:
+        """Meaning of this tokenizer's codes or latents."""
+        info = self.info
+        return TokenSpec(
+            tokenizer=info.name,
+            modality=info.modality,
+            vocabulary=info.vocabulary,
+            channels=info.channels,
+            ordered=info.ordered,
+            residual=info.residual,
+            sample_rate=info.sample_rate,
+        )
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the signal: 3 for pictures and video."""
+        return self.info.audio_channels or 1 if self.info.modality == "audio" else 3
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    # -- the three verbs ---------------------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        x: Tensor | Sequence[Tensor],
+        *,
+        tokens: int | Sequence[int] | Tensor | None = None,
+        depth: int | None = None,
+        bits_per_pixel: float | None = None,
+        quality: Quality | float | None = None,
+        sample: bool = False,
+        seed: int = 0,
+    ) -> Tokens:
+        """Turn a batch into tokens.
+
+        Args:
+            x: images `(b, 3, h, w)`, video `(b, 3, t, h, w)` or audio `(b, channels, s)`, floating point in [-1, 1]; or a sequence
+                of such items without the batch axis, which may differ in size. Sides off the grid are padded with their edge
+                and cropped back by `decode`.
+            tokens: keep the first so many positions of an ordered tokenizer; a sequence gives each item its own.
+            depth: keep the first so many levels of a residual tokenizer.
+            bits_per_pixel: the largest rate allowed; picks the nearest lower setting of `tokens` or `depth`.
+            quality: for each item, the smallest `tokens` whose reconstruction reaches a target (a number means PSNR in dB).
+            sample: draw from the encoder's distribution instead of taking its mode (`info.stochastic_encode`).
+            seed: for `sample`, and for the reconstructions that `quality` looks at.
+
+        Returns:
+            Tokens with the extent of every item.
+
+        Raises:
+            ValueError: a wrong rank, channels, size, dtype or range (NaN included), an empty batch, or a rate that this tokenizer
+                does not have.
+        """
+        if not isinstance(x, Tensor):
+            return self._encode_items(
+                x, tokens, dict(depth=depth, bits_per_pixel=bits_per_pixel, quality=quality, sample=sample, seed=seed)
+            )
+        self._check_signal(x)
+        extent = tuple(x.shape[2:])
+        if sample and not self.info.stochastic_encode:
+            raise ValueError(f"{self.info.name}.encode: sample=True, but this encoder has nothing to sample. Leave it out.")
+        if sum(value is not None for value in (tokens, bits_per_pixel, quality)) > 1:
+            raise ValueError(f"{self.info.name}.encode: give only one of tokens, bits_per_pixel and quality.")
+        if bits_per_pixel is not None:
+            tokens, depth = self._rate_of(bits_per_pixel, extent, depth)
+        keep = self._check_keep(tokens, len(x))
+        if depth is not None:
+            self._check_depth(depth)
+        size = self._legal_size(extent)
+        self._check_size(extent, size)
+        generator = torch.Generator(device=x.device).manual_seed(seed) if sample else None
+        longest = None if keep is None else int(keep.max())
+        data = self._encode(self._pad(x, size), tokens=longest, depth=depth, generator=generator)
+        out = Tokens(data, self.spec, torch.tensor([extent] * len(x), dtype=torch.int64, device=data.device))
+        if keep is not None and bool((keep != data.shape[1]).any()):
+            out = out.keep(keep)
+        if quality is not None:
+            goal = quality if isinstance(quality, Quality) else Quality(float(quality))
+            out = smallest_tokens(x, out, lambda part: self.decode(part, **self._seeded(seed)), goal)
+        return out
+
+    def decode(self, tokens: Tokens, **options: Any) -> Tensor:
+        """Turn tokens back into a batch of exactly the original size.
+
+        Args:
+            tokens: made by this tokenizer, or by a generator trained on its tokens.
+            options: of the family, such as `seed`, `steps` and `guidance` of a generative decoder.
+
+        Returns:
+            `(b, c, *extent)` floating point, about [-1, 1] (a network may overshoot; `postprocess` clamps). Where items differ
+            in size, each lies at the start of the largest, the rest is zero.
+
+        Raises:
+            ValueError: tokens of another tokenizer, of a wrong shape, codes outside the vocabulary, latents that are not finite,
+                or an option that this tokenizer does not have.
+        """
+        self._check_tokens(tokens)
+        extents = [tuple(row) for row in tokens.extent.tolist()]
+        if len(set(extents)) == 1:
+            return self._decode_size(tokens, extents[0], options)
+        largest = tuple(max(sides) for sides in zip(*extents, strict=True))
+        out = torch.zeros(len(tokens), self.in_channels, *largest, device=self.device, dtype=self.dtype)
+        for extent in dict.fromkeys(extents):
+            rows = [i for i, other in enumerate(extents) if other == extent]
+            window = (rows, slice(None), *(slice(side) for side in extent))
+            out[window] = self._decode_size(tokens[rows], extent, options).to(out.dtype)
+        return out
+
+    def forward(self, x: Tensor, **rate: Any) -> Tensor:
+        """Reconstruct: `decode(encode(x, **rate))`."""
+        return self.decode(self.encode(x, **rate))
+
+    def stream(self) -> Any:
+        """Give an encoder and decoder for endless signals.
+
+        Raises:
+            ValueError: this tokenizer is not causal.
+        """
+        raise ValueError(
+            f"{self.info.name}.stream: this tokenizer needs the whole signal. `zoo.find(streaming=True)` lists those that do not."
+        )
+
+    # -- what people have <-> x ----------------------------------------------------------------------------------------------------
+
+    def preprocess(self, source: Any, *, size: int | tuple[int, int] | None = None, crop: bool = True) -> Tensor:
+        """Turn what people have into `x` on this tokenizer's device.
+
+        Args:
+            source: for pictures a path, PIL image, numpy array `(h, w, 3)` uint8 or tensor, or a list of them.
+            size: sides `(h, w)` or the short side; None takes the native size.
+            crop: cut the centre to `size`; False keeps the aspect ratio (one picture at a time).
+
+        Returns:
+            `(b, 3, h, w)` float32 in [-1, 1].
+        """
+        if self.info.modality != "image":
+            raise NotImplementedError
+        from zoo.media import read_images
+
+        return read_images(source, size=size or self.info.native_size, crop=crop).to(self.device, self.dtype)
+
+    def postprocess(self, x: Tensor) -> list[Any]:
+        """Turn a decoded batch into PIL images; values are clamped to [-1, 1] and rounded to 8 bits."""
+        if self.info.modality != "image":
+            raise NotImplementedError
+        from zoo.media import to_pil
+
+        return to_pil(x)
+
+    # -- checks --------------------------------------------------------------------------------------------------------------------
+
+    def _check_signal(self, x: Tensor) -> None:
+        name, modality = f"{self.info.name}.encode", self.info.modality
+        shape = tuple(x.shape)
+        if x.ndim != 2 + len(_AXES[modality]):
+            raise ValueError(f"{name}: x has shape {shape}. Needed: {_SHAPES[modality]}; one item gets a batch axis by x[None].")
+        if not x.is_floating_point():
+            raise ValueError(f"{name}: x has dtype {x.dtype}. Needed: floating point in [-1, 1]; 8-bit values v become v / 127.5 - 1.")
+        if len(x) == 0:
+            raise ValueError(f"{name}: x is an empty batch. Give at least one item.")
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f"{name}: x has {x.shape[1]} channels in shape {shape}. Needed: {self.in_channels}, as {_SHAPES[modality]}.")
+        if 0 in shape:
+            raise ValueError(f"{name}: x has shape {shape}. Every axis must be at least 1.")
+        low, high = torch.aminmax(x.detach())
+        low, high = float(low), float(high)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"{name}: x holds NaN or infinity. Allowed: [-1, 1].")
+        if self._bounded and (low < -1 - _OVERSHOOT or high > 1 + _OVERSHOOT):
+            raise ValueError(
+                f"{name}: x reaches from {low:.4g} to {high:.4g}. Allowed: [-1, 1]; use preprocess(), or clamp a decoded batch."
+            )
+
+    @property
+    def _bounded(self) -> bool:
+        """Signals must lie in [-1, 1]; a family that takes latents says False."""
+        return True
+
+    def _check_size(self, extent: tuple[int, ...], size: tuple[int, ...]) -> None:
+        limit = self.info.max_size
+        if limit is not None and max(size[-2:]) > limit:
+            raise ValueError(
+                f"{self.info.name}.encode: x has sides {extent}. Allowed: up to {limit}; resize with preprocess(image)."
+            )
+
+    def _check_keep(self, tokens: int | Sequence[int] | Tensor | None, batch: int) -> Tensor | None:
+        """Check `tokens=` and give one count for each item."""
+        if tokens is None:
+            return None
+        name, most = f"{self.info.name}.encode", self.info.tokens
+        if not self.info.ordered or most is None:
+            raise ValueError(f"{name}: tokens={tokens}, but this tokenizer has a fixed layout. Leave it out.")
+        keep = torch.as_tensor(tokens)
+        if keep.dtype.is_floating_point or keep.dtype == torch.bool or keep.ndim > 1 or (keep.ndim == 1 and len(keep) != batch):
+            raise ValueError(f"{name}: tokens={tokens}. Allowed: one int, or one int for each of the {batch} items.")
+        if int(keep.min()) < 1 or int(keep.max()) > most:
+            raise ValueError(f"{name}: tokens={tokens} is outside 1..{most}. Use a number in it or leave it out for all.")
+        return keep.long().expand(batch)
+
+    def _check_depth(self, depth: int) -> None:
+        name = f"{self.info.name}.encode"
+        if not self.info.residual:
+            raise ValueError(f"{name}: depth={depth}, but this tokenizer has no residual levels. Leave it out.")
+        if not 1 <= depth <= self.info.depth:
+            raise ValueError(f"{name}: depth={depth} is outside 1..{self.info.depth}, the levels of this tokenizer.")
+
+    def _check_tokens(self, tokens: Tokens) -> None:
+        name = f"{self.info.name}.decode"
+        if not isinstance(tokens, Tokens):
+            raise TypeError(f"{name}: tokens is a {type(tokens).__name__}. Needed: zoo.Tokens, as encode() returns.")
+        if len(tokens) == 0:
+            raise ValueError(f"{name}: tokens hold an empty batch. Give at least one item.")
+        if tokens.spec.tokenizer != self.info.name:
+            raise ValueError(f"{name}: these are tokens of {tokens.spec.tokenizer!r}. Decode them with the tokenizer that made them.")
+        if (tokens.spec.vocabulary, tokens.spec.channels) != (self.spec.vocabulary, self.spec.channels):
+            raise ValueError(f"{name}: tokens have vocabulary {tokens.spec.vocabulary}. Needed: {self.spec.vocabulary}.")
+        if not self.info.residual and tokens.levels != (self.info.channels or self.info.depth):
+            raise ValueError(f"{name}: {tokens.levels} codes at each position. Needed: {self.info.channels or self.info.depth}.")
+        tokens.check_codes(name)
+        for extent in {tuple(row) for row in tokens.extent.tolist()}:
+            if len(extent) != len(_AXES[self.info.modality]) or min(extent) < 1:
+                raise ValueError(f"{name}: extent {extent}. Needed: {' x '.join(_AXES[self.info.modality])}, each at least 1.")
+            grid = self._grid(self._legal_size(extent))
+            if grid is None:
+                most = self.info.tokens
+                if most is not None and not 1 <= tokens.data.shape[1] <= most:
+                    raise ValueError(f"{name}: {tokens.data.shape[1]} positions. Allowed: 1..{most}.")
+            elif tokens.positions != grid:
+                raise ValueError(f"{name}: positions {tokens.positions} for an extent of {extent}. Needed: {grid}.")
+
+    # -- inner steps ---------------------------------------------------------------------------------------------------------------
+
+    def _seeded(self, seed: int) -> dict[str, int]:
+        return {"seed": seed} if self.info.stochastic_decode else {}
+
+    def _pad(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Repeat the last edge up to a legal size."""
+        for axis, side in enumerate(size, start=2):
+            missing = side - x.shape[axis]
+            if missing:
+                x = torch.cat([x, x.narrow(axis, x.shape[axis] - 1, 1).expand(*_repeat(x, axis, missing))], axis)
+        return x
+
+    def _decode_size(self, tokens: Tokens, extent: tuple[int, ...], options: dict[str, Any]) -> Tensor:
+        y = self._decode(tokens, self._legal_size(extent), **options)
+        return y[(slice(None), slice(None), *(slice(side) for side in extent))]
+
+    def _encode_items(self, items: Sequence[Tensor], tokens: Any, options: dict[str, Any]) -> Tokens:
+        """Encode items of unequal size, those of one size together, and keep their order."""
+        name = f"{self.info.name}.encode"
+        if not items or not all(isinstance(item, Tensor) for item in items):
+            raise ValueError(f"{name}: x is {type(items).__name__} of {len(items)} items. Needed: a tensor or a list of tensors.")
+        keep = self._check_keep(tokens, len(items))
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, item in enumerate(items):
+            groups.setdefault(tuple(item.shape), []).append(i)
+        parts: list[tuple[list[int], Tokens]] = []
+        for rows in groups.values():
+            chosen = None if keep is None else keep[rows]
+            parts.append((rows, self.encode(torch.stack([items[i] for i in rows]), tokens=chosen, **options)))
+        order = [i for rows, _ in parts for i in rows]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return Tokens.cat([part for _, part in parts])[back]
+
+    def _rate_of(self, bits_per_pixel: float, extent: tuple[int, ...], depth: int | None) -> tuple[int | None, int | None]:
+        """Largest `tokens` (ordered) or `depth` (residual) whose rate does not exceed `bits_per_pixel`."""
+        name = f"{self.info.name}.encode"
+        if self.info.modality == "audio":
+            raise ValueError(f"{name}: bits_per_pixel={bits_per_pixel}, but sound has no pixels. Use bits_per_second.")
+        budget = bits_per_pixel * math.prod(extent)
+        code_bits = [math.log2(size) for size in self.info.vocabulary]
+        if self.info.ordered and self.info.tokens is not None:
+            each = sum(code_bits[:depth])
+            count = min(int(budget / each + 1e-9), self.info.tokens)
+            smallest = each
+            choice: tuple[int | None, int | None] = (count, depth)
+        elif self.info.residual and (grid := self._grid(self._legal_size(extent))) is not None:
+            cells = math.prod(grid)
+            count = sum(1 for d in range(1, self.info.depth + 1) if sum(code_bits[:d]) * cells <= budget + 1e-9)
+            smallest = code_bits[0] * cells
+            choice = (None, count)
+        else:
+            raise ValueError(f"{name}: bits_per_pixel={bits_per_pixel}, but this tokenizer has one rate only. Leave it out.")
+        if count < 1:
+            least = smallest / math.prod(extent)
+            raise ValueError(f"{name}: bits_per_pixel={bits_per_pixel} is too little. Allowed: at least {least:.4g} for {extent}.")
+        return choice
+
+
+def _repeat(x: Tensor, axis: int, count: int) -> list[int]:
+    """Shape for `expand` that repeats one axis."""
+    return [count if i == axis else -1 for i in range(x.ndim)]

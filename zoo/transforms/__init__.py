@@ -1,0 +1,1 @@
+"""Functions on tokens and features that do not belong to one family."""
