@@ -1,0 +1,3 @@
+"""Corpora and LightningDataModules that feed the recipes."""
+
+__all__: list[str] = []
