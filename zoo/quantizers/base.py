@@ -7,16 +7,18 @@ The rules, valid for all files of this folder:
   plain codebook. Code `j` lies in `[0, codebook_sizes[j])`, so codes fit `Tokens.data` without reshaping.
 * `forward(x)` is the training path: straight-through (or rotation) gradients, losses, statistics and, in train mode
   only, codebook updates. `encode(x)` and `decode(codes)` never change the module.
-* Numbers are computed in float32 (float64 stays float64) with autocast off and without reduced-precision matrix products.
-  `Quantized.x` comes back in the dtype of the input; `decode` returns the dtype of the codebook, float32 where there is
-  none.
-* Gradient context belongs to the caller: nothing here switches gradients off for `x`.
+* Numbers are computed in float32 (float64 stays float64) with autocast off and without reduced-precision matrix
+  products. `Quantized.x` comes back in the dtype of the input; `decode` returns the dtype of the codebook, float32 where
+  there is none.
+* Gradient context belongs to the caller: nothing here switches gradients off for `x`, and the gradient estimator works in
+  train and in eval mode alike.
+* There is no mask argument: a padded batch passes only its real vectors, `quantizer(x[mask])`.
 * Randomness (k-means start, revival, quantizer dropout) is a function of the constructor's `seed` and of the number of
   training steps, which is part of the state dict; the global generator is never touched.
 * Constructor arguments are keyword-only plain numbers, checked before anything else.
 
 Names in state dicts, where a class has them: `codebook (k, dim)`, `cluster_size (k,)`, `codebook_sum (k, dim)`,
-`initialized ()`, `steps ()`.
+`initialized ()`, `clock.steps ()`.
 """
 
 from __future__ import annotations
@@ -24,13 +26,22 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Quantized", "Quantizer", "check_integer", "exact_math"]
+__all__ = [
+    "Quantized",
+    "Quantizer",
+    "all_finite",
+    "check_choice",
+    "check_integer",
+    "check_number",
+    "exact_math",
+    "working_dtype",
+]
 
 
 class Quantized(NamedTuple):
@@ -42,7 +53,8 @@ class Quantized(NamedTuple):
         loss: float32 scalar, already weighted; what the trainer adds. Zero (and without gradient) where there is none.
         stats: detached float32 tensors for the log, never part of the loss. Every quantizer gives `used_fraction`,
             `perplexity` and `dead_codes`, each `(depth,)`, of this call's batch on this rank (see `usage.py`; use
-            `UsageMonitor` for numbers over a window and over all ranks). Parts of the loss appear under their own names.
+            `UsageMonitor` for numbers over a window and over all ranks). Parts of the loss appear, unweighted, under
+            their own names.
     """
 
     x: Tensor
@@ -61,8 +73,23 @@ class Quantizer(nn.Module, ABC):
 
     def __init__(self, *, dim: int, codebook_sizes: tuple[int, ...]) -> None:
         super().__init__()
+        self._constants: dict[str, Tensor] = {}
         self.dim = dim
         self.codebook_sizes = codebook_sizes
+
+    def register_constant(self, name: str, value: Tensor) -> None:
+        """Keep `value` as a non-persistent buffer that follows the device and never the dtype.
+
+        A plain buffer would be rounded by `.to(torch.bfloat16)` and left undefined by `.to_empty()`.
+        """
+        self._constants[name] = value
+        self.register_buffer(name, value, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for name, value in self._constants.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
 
     @property
     def depth(self) -> int:
@@ -78,7 +105,7 @@ class Quantizer(nn.Module, ABC):
         """
         if len(set(self.codebook_sizes)) != 1:
             raise ValueError(
-                f"{type(self).__name__}.codebook_size: the codebooks differ ({self.codebook_sizes}). Use codebook_sizes."
+                f"{type(self).__name__}.codebook_size: the codebooks differ, {self.codebook_sizes}. Use codebook_sizes."
             )
         return self.codebook_sizes[0]
 
@@ -124,13 +151,13 @@ class Quantizer(nn.Module, ABC):
                 f"{name}: x has shape {tuple(x.shape)}. Allowed: (..., {self.dim}), channels last. "
                 f"Move the channel axis to the end."
             )
-        if finite and not torch.compiler.is_compiling() and x.numel() and not torch.isfinite(x.detach()).all():
+        if finite and not torch.compiler.is_compiling() and not all_finite(x.detach()):
             raise ValueError(f"{name}: x holds NaN or infinite values. Allowed: finite values. Check the encoder.")
 
     def _check_codes(
         self, codes: Tensor, where: str, *, sizes: tuple[int, ...] | None = None, shorter: bool = False, low: int = 0
     ) -> None:
-        """Refuse codes that this quantizer cannot have made; `shorter` allows a prefix of the depths, `low` -1 dropped."""
+        """Refuse codes this quantizer cannot have made; `shorter` allows the first depths only, `low=-1` dropped ones."""
         sizes = self.codebook_sizes if sizes is None else sizes
         name = f"{type(self).__name__}.{where}"
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
@@ -153,6 +180,11 @@ class Quantizer(nn.Module, ABC):
                     f"{name}: codes{at} run from {lowest} to {highest}. Allowed: {low}..{size - 1}. "
                     f"They were not made by this quantizer."
                 )
+
+
+def all_finite(x: Tensor) -> bool:
+    """Tell whether `x` holds neither NaN nor infinities; one cheap pass when it does not."""
+    return math.isfinite(float(x.sum(dtype=working_dtype(x.dtype)))) or bool(torch.isfinite(x).all())
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -185,6 +217,31 @@ def exact_math(device_type: str) -> Iterator[None]:
             yield
         finally:
             torch.set_float32_matmul_precision(before)
+
+
+def check_number(
+    owner: str, name: str, value: float, *, low: float, high: float = math.inf, open_low: bool = False
+) -> None:
+    """Refuse a constructor argument that is not a finite number in `low..high`; `open_low` leaves `low` itself out.
+
+    Raises:
+        ValueError: not a number (bool included), not finite, or out of range.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value > high or value < low or (open_low and value == low):
+        allowed = f"above {low}" if open_low else f"at least {low}"
+        limit = "" if high == math.inf else f" and at most {high}"
+        raise ValueError(f"{owner}: {name}={value!r}. Allowed: a finite number {allowed}{limit}.")
+
+
+def check_choice(owner: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a constructor argument that is none of the `allowed` words.
+
+    Raises:
+        ValueError: any other value.
+    """
+    if value not in allowed:
+        raise ValueError(f"{owner}: {name}={value!r}. Allowed: {', '.join(repr(word) for word in allowed)}.")
 
 
 def check_integer(owner: str, name: str, value: int, *, low: int, high: int | None = None) -> None:

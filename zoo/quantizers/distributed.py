@@ -36,8 +36,8 @@ class _MeanOverRanks(torch.autograd.Function):
     """Mean over ranks whose gradient is the mean of the ranks' gradients.
 
     With y = (1/R) sum_r x_r used in every rank's loss L_r, the data-parallel objective is (1/R) sum_r L_r. Its gradient
-    with respect to x_s is (1/R) * (1/R) sum_r dL_r/dy. Data-parallel averaging of parameter gradients supplies one factor
-    1/R, this backward the other one together with the sum.
+    with respect to x_s is (1/R) * (1/R) sum_r dL_r/dy. Data-parallel averaging of parameter gradients supplies one
+    factor 1/R, this backward the other one together with the sum.
     """
 
     @staticmethod

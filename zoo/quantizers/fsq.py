@@ -27,15 +27,15 @@ class FSQ(Quantizer):
 
     With levels L of a channel, h = (L-1)(1 + 0.001)/2, o = 1/2 for even L and 0 for odd L:
 
-    * default: t = round(tanh(z + atanh(o/h)) h - o), value t / floor(L/2), digit t + floor(L/2). Values run from -1 to 1
-      for odd L and from -1 to 1 - 2/L for even L; z = 0 gives 0.
-    * symmetric: t = floor((L-1)(tanh z + 1)/2 + 1/2), value 2t/(L-1) - 1, digit t. Values run from -1 to 1 for every L.
+    * default: t = round(tanh(z + atanh(o/h)) h - o), value t / floor(L/2), digit t + floor(L/2). Values run from -1 to
+      1 for odd L and from -1 to 1 - 2/L for even L; z = 0 gives 0.
+    * symmetric: t = floor((L-1)(tanh z + 1)/2 + 1/2), value 2t/(L-1) - 1, digit t. Values run from -1 to 1 for any L.
 
-    The code is sum_j digit_j prod_{m<j} L_m: the FIRST channel varies fastest. Gradients pass the rounding unchanged and
-    the tanh as it is.
+    The code is sum_j digit_j prod_{m<j} L_m: the FIRST channel varies fastest. Gradients pass the rounding unchanged
+    and the tanh as it is.
 
     Args:
-        levels: levels of each channel; `dim = len(levels)`. 3..1000 in the default mode, 2 or more in the symmetric one.
+        levels: levels of each channel, `dim = len(levels)`; 3..1000 in the default mode, 2 or more in the symmetric one.
         symmetric: which of the two modes.
 
     Raises:
@@ -48,16 +48,15 @@ class FSQ(Quantizer):
         for level in levels:
             if isinstance(level, bool) or not isinstance(level, int) or not low <= level <= high:
                 hint = " Two levels need symmetric=True." if level == 2 else ""
-                raise ValueError(f"FSQ: levels={levels} with symmetric={symmetric}. Allowed: ints in {low}..{high}.{hint}")
+                raise ValueError(f"FSQ: levels={levels}, symmetric={symmetric}. Allowed: ints in {low}..{high}.{hint}")
         if not levels or math.prod(levels) >= 1 << 63:
             raise ValueError(f"FSQ: levels={levels}. Allowed: at least one level and a product below 2^63.")
         super().__init__(dim=len(levels), codebook_sizes=(math.prod(levels),))
         self.levels = levels
         self.symmetric = symmetric
-        # Integers, because .to(torch.bfloat16) would spoil floating-point constants.
         strides = [math.prod(levels[:j]) for j in range(len(levels))]
-        self.register_buffer("_levels", torch.tensor(levels, dtype=torch.int64), persistent=False)
-        self.register_buffer("_strides", torch.tensor(strides, dtype=torch.int64), persistent=False)
+        self.register_constant("_levels", torch.tensor(levels, dtype=torch.int64, device="cpu"))
+        self.register_constant("_strides", torch.tensor(strides, dtype=torch.int64, device="cpu"))
 
     def bound(self, x: Tensor) -> Tensor:
         """Squash `x (..., dim)` to where rounding gives the level; float32 `(..., dim)`, with gradient.
@@ -82,7 +81,8 @@ class FSQ(Quantizer):
             if bounded.requires_grad:
                 rounded = bounded + (rounded - bounded).detach()
             value = self._value(rounded).to(x.dtype)
-        return Quantized(value, codes, value.new_zeros((), dtype=torch.float32), usage_stats(codes, self.codebook_sizes))
+        loss = torch.zeros((), device=x.device)
+        return Quantized(value, codes, loss, usage_stats(codes, self.codebook_sizes))
 
     def encode(self, x: Tensor) -> Tensor:
         self._check_x(x, "encode", finite=True)

@@ -1,7 +1,7 @@
 """How well a codebook is used: per batch, cheaply, and over a window.
 
 One batch answers only "is something broken now": with fewer codes than entries even a perfect tokenizer leaves entries
-unused, and perplexity is biased low. `UsageMonitor` counts over at least twenty times the codebook size, over all ranks.
+unused, and perplexity is biased low. `UsageMonitor` counts over twenty times the codebook size and over all ranks.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def _summary(counts: Tensor) -> tuple[Tensor, Tensor]:
 class UsageMonitor(nn.Module):
     """Codebook usage over a sliding window of codes and over all ranks.
 
-    The window is cut into blocks; when the newest block is full the oldest one is forgotten, so the numbers cover between
-    `window * (blocks - 1) / blocks` and `window` codes per depth. Nothing is kept in state dicts: after a resume the
-    window fills again.
+    The window is cut into blocks; when the newest block is full the oldest one is forgotten, so a warm monitor looks back
+    on at least `window * (blocks - 1) / blocks` codes per depth and rank. Nothing is kept in state dicts: after a resume
+    the window fills again.
 
     Args:
         codebook_size: entries of one codebook; at most 2^20.
