@@ -18,7 +18,7 @@ from recipes.data.corpus import ImageCorpus, UnreadableImageError
 from recipes.data.resumable import ResumableDataModule
 from recipes.data.sampler import seeded
 
-__all__ = ["ImageBatch", "ImageDataModule", "ImageDataset", "random_view", "resize_center_crop", "to_tensor"]
+__all__ = ["ImageBatch", "ImageDataModule", "ImageDataset", "random_view", "resize_center_crop", "to_float"]
 
 _logger = logging.getLogger(__name__)
 
@@ -68,10 +68,9 @@ def random_view(
     return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip < hflip else view
 
 
-def to_tensor(images: list[np.ndarray]) -> Tensor:
-    """Turn 8-bit pictures `(h, w, 3)` into one float32 tensor `(b, 3, h, w)` in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return stacked.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
+def to_float(images: Tensor) -> Tensor:
+    """Turn 8-bit pictures `(b, 3, h, w)` into float32 in [-1, 1]: v becomes v / 127.5 - 1."""
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
 
 
 class ImageDataset(Dataset):
@@ -135,7 +134,8 @@ def _collate(items: list[tuple[np.ndarray, int, int] | None]) -> ImageBatch:
     if not readable:
         raise ValueError(f"ImageDataModule: all {len(items)} pictures of a batch are unreadable; the log names them.")
     images, labels, index = zip(*readable, strict=True)
-    return ImageBatch(to_tensor(list(images)), torch.tensor(labels), torch.tensor(index))
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return ImageBatch(to_float(stacked), torch.tensor(labels), torch.tensor(index))
 
 
 class ImageDataModule(ResumableDataModule):
@@ -208,19 +208,28 @@ class ImageDataModule(ResumableDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the corpora: training pictures for "fit" (or None), validation pictures always."""
         if self.train_set is None and stage in (None, "fit"):
-            corpus = open_images(self.train, split="train", exclude_packages=self.exclude_packages, limit=self.limit)
             self.train_set = ImageDataset(
-                corpus, size=self.size, seed=self.seed, scale=self.random_crop, hflip=self.hflip, on_error=self.on_error
+                self.corpus("train"),
+                size=self.size,
+                seed=self.seed,
+                scale=self.random_crop,
+                hflip=self.hflip,
+                on_error=self.on_error,
             )
         if self.val_set is None and self.val is not None:
-            corpus = open_images(
-                self.val,
-                split="val",
-                exclude_packages=self.exclude_packages,
-                unknown_packages="ignore",  # the training pictures have checked the spelling; val may lack a package
-                limit=self.limit_val,
-            )
-            self.val_set = ImageDataset(corpus, size=self.size, on_error=self.on_error)
+            self.val_set = ImageDataset(self.corpus("val"), size=self.size, on_error=self.on_error)
+
+    def corpus(self, split: Literal["train", "val"]) -> ImageCorpus:
+        """Open the pictures of a split, after exclusions and limit."""
+        if split == "train":
+            return open_images(self.train, split="train", exclude_packages=self.exclude_packages, limit=self.limit)
+        return open_images(
+            self.val,
+            split="val",
+            exclude_packages=self.exclude_packages,
+            unknown_packages="ignore",  # the training pictures have checked the spelling; val may lack a package
+            limit=self.limit_val,
+        )
 
     def train_dataloader(self) -> DataLoader:
         """Return the loader of augmented training batches (`ImageBatch`), at the restored position if there is one."""

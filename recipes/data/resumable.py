@@ -1,15 +1,18 @@
 """What every training datamodule of the recipes shares: stripes, loaders and the position in the checkpoint."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.data.sampler import EpochSampler, EvaluationSampler, Position, ResumableLoader, even_batch_size
 
 __all__ = ["ResumableDataModule"]
+
+_logger = logging.getLogger(__name__)
 
 
 class ResumableDataModule(LightningDataModule):
@@ -38,7 +41,8 @@ class ResumableDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self._sampler: EpochSampler | None = None
-        self._restored: dict[str, int] | None = None
+        self._sampler_trainer: Trainer | None = None
+        self._restored: dict[str, int] = {}
 
     def training_loader(self, dataset: Dataset | None, collate: Callable[[list[Any]], Any]) -> DataLoader:
         """Return a loader whose dataset is asked for (epoch, index) pairs, from the restored position on.
@@ -52,6 +56,7 @@ class ResumableDataModule(LightningDataModule):
         rank, world_size = self._place()
         count = len(dataset)
         in_trainer = self.trainer is not None
+        start = self._start(count, world_size)
         self._sampler = EpochSampler(
             count=count,
             batch_size=self.batch_size,
@@ -60,8 +65,10 @@ class ResumableDataModule(LightningDataModule):
             world_size=world_size,
             processed=self._processed if in_trainer else None,
             steps=self._step_limit(count // (self.batch_size * world_size)) if in_trainer else None,
-            start=self._start(count, world_size),
+            start=start,
         )
+        self._sampler_trainer = self.trainer
+        self._restored = {}
         return self._loader(dataset, collate, sampler=self._sampler, batch_size=self.batch_size, drop_last=True)
 
     def evaluation_loader(self, dataset: Dataset | None, collate: Callable[[list[Any]], Any]) -> DataLoader | list:
@@ -91,13 +98,21 @@ class ResumableDataModule(LightningDataModule):
         Inside an epoch this needs the same count of pictures, batch size, number of processes and seed as before: the
         loader raises ValueError if they differ. Between two epochs they may change.
         """
-        self._restored = dict(state_dict) or None
+        self._restored = dict(state_dict)
+        self._sampler = None
 
     def _order(self, count: int, world_size: int) -> dict[str, int]:
         return {"count": count, "batch_size": self.batch_size, "world_size": world_size, "seed": self.seed}
 
     def _start(self, count: int, world_size: int) -> Position:
-        if self._restored is None:
+        if not self._restored:
+            if self._sampler is not None and self._sampler_trainer is self.trainer:
+                return self._sampler.position()  # Lightning asked for the loader again
+            if self.trainer is not None and self._processed():
+                _logger.warning(
+                    "%s: the checkpoint holds no position of this datamodule; the pictures begin with epoch 0.",
+                    type(self).__name__,
+                )
             return Position(0, 0)
         position = Position(self._restored["epoch"], self._restored["batch"])
         now = self._order(count, world_size)

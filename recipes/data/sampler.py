@@ -104,7 +104,7 @@ class EpochSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, batch = self.position()  # now, not when the first item is asked for
-        return iter([(epoch, index) for index in self.order(epoch)[batch * self.batch_size :]])
+        return ((epoch, index) for index in self.order(epoch)[batch * self.batch_size :])
 
 
 class EvaluationSampler(DistributedSampler):
