@@ -157,7 +157,7 @@ def encode_views(
         writer: LatentCacheWriter | None = None
         for pictures, labels in loader:
             flat = torch.from_numpy(pictures).flatten(0, 1)
-            latents = _encode(front_end, to_float(flat)).unflatten(0, (-1, views))
+            latents = _latents_of(front_end, to_float(flat)).unflatten(0, (-1, views))
             if writer is None:
                 writer = stack.enter_context(
                     LatentCacheWriter(
@@ -175,7 +175,7 @@ def encode_views(
 
 
 @torch.inference_mode()
-def _encode(front_end: Any, x: Tensor) -> Tensor:
+def _latents_of(front_end: Any, x: Tensor) -> Tensor:
     """Encode pictures `(b, 3, h, w)` in [-1, 1] to latents `(b, c, h, w)` with any front end we know how to call."""
     name = type(front_end).__name__
     parameter = next(front_end.parameters(), None) if isinstance(front_end, nn.Module) else None

@@ -54,6 +54,7 @@ def train(
     checkpoint: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     module: pl.LightningModule | None = None,
+    datamodule: pl.LightningDataModule | None = None,
     **trainer: Any,
 ) -> pl.LightningModule:
     """Train with checkpoints in `folder`, from `resume` if given, and return the module with its `steps`."""
@@ -63,7 +64,7 @@ def train(
     every = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"} | (checkpoint or {})
     settings = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     settings |= {"num_sanity_val_steps": 0, "callbacks": [ModelCheckpoint(folder, **every)]}
-    pl.Trainer(**settings | trainer).fit(module, ImageDataModule(**arguments), ckpt_path=resume)
+    pl.Trainer(**settings | trainer).fit(module, datamodule or ImageDataModule(**arguments), ckpt_path=resume)
     return module
 
 

@@ -22,7 +22,9 @@ from recipes.data.shards import TarShards
 
 @pytest.fixture
 def folder(tmp_path, encoded):
-    for number, name in enumerate(["dog/b.png", "dog/a.jpg", "ant/deep/c.webp", "loose.JPEG", ".hidden/x.jpg", "notes.txt"]):
+    for number, name in enumerate(
+        ["dog/b.png", "dog/a.jpg", "ant/deep/c.webp", "loose.JPEG", ".hidden/x.jpg", "notes.txt"]
+    ):
         path = tmp_path / "pictures" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         kind = {".png": "PNG", ".webp": "WEBP"}.get(path.suffix, "JPEG")
@@ -30,7 +32,7 @@ def folder(tmp_path, encoded):
     return tmp_path / "pictures"
 
 
-# -- shards --------------------------------------------------------------------------------------------------------------
+# -- shards ------------------------------------------------------------------------------------------------------------
 
 
 def test_shards_give_the_bytes_and_records_that_were_written(pack, encoded):
@@ -78,15 +80,12 @@ def _hash_in_child(corpus, queue):
     queue.put(content_hash(corpus))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_open_shards_are_read_in_child_processes(pack, method):
+def test_open_shards_are_read_in_forked_and_in_spawned_processes(pack):
     corpus = open_images(pack, split="train")
     expected = content_hash(corpus)  # descriptors are open now
-    context = multiprocessing.get_context(method)
+    assert content_hash(pickle.loads(pickle.dumps(corpus))) == expected  # what a spawned worker gets
+    context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    if method == "spawn":  # what a spawned worker does with its dataset
-        assert content_hash(pickle.loads(pickle.dumps(corpus))) == expected
-        return
     children = [context.Process(target=_hash_in_child, args=(corpus, queue)) for _ in range(2)]
     for child in children:
         child.start()
@@ -129,7 +128,7 @@ def test_broken_shards_are_refused(tmp_path, tar, encoded):
         TarShards([])
 
 
-# -- folders, the pack, data sets ----------------------------------------------------------------------------------------
+# -- folders, the pack, data sets --------------------------------------------------------------------------------------
 
 
 def test_folders_are_ordered_by_path_and_labelled_by_the_first_sub_folder(folder):
@@ -173,7 +172,7 @@ def test_hugging_face_reads_a_local_data_set(tmp_path, encoded):
     assert corpus.record(0) == {"key": "000000000", "label": "yes", "label_id": 1}
 
 
-# -- selections and hashes -----------------------------------------------------------------------------------------------
+# -- selections and hashes ---------------------------------------------------------------------------------------------
 
 
 def test_packages_are_left_out_and_unknown_ones_refused(pack):
@@ -206,7 +205,7 @@ def test_content_hash_is_of_keys_and_bytes_in_order(tmp_path, pack, tar, encoded
     assert content_hash(open_images([changed, *repacked[1:]])) != expected
 
 
-# -- decoding ------------------------------------------------------------------------------------------------------------
+# -- decoding ----------------------------------------------------------------------------------------------------------
 
 
 def as_png(image: Image.Image, **options) -> bytes:

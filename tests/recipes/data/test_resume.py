@@ -47,7 +47,9 @@ def test_killed_in_mid_epoch_goes_on_exactly(pack: Path, tmp_path: Path, linear_
     [
         pytest.param({"max_epochs": 3}, {}, {}, id="epochs"),
         pytest.param({"max_steps": 13}, {}, {}, id="steps"),
-        pytest.param({"max_epochs": 3, "val_check_interval": 2}, {"every_n_train_steps": 2}, {"val": True}, id="validation"),
+        pytest.param(
+            {"max_epochs": 3, "val_check_interval": 2}, {"every_n_train_steps": 2}, {"val": True}, id="validation"
+        ),
         pytest.param(
             {"max_steps": 13, "val_check_interval": 3, "check_val_every_n_epoch": None},
             {"every_n_train_steps": 3},
@@ -95,7 +97,9 @@ def test_gradient_accumulation_goes_on_after_the_optimizer_step(pack, tmp_path, 
 def test_a_run_stopped_by_max_steps_is_extended_exactly(pack, tmp_path, linear_run):
     whole = linear_run.train(pack, tmp_path / "whole", max_steps=13).steps
     end = {"every_n_train_steps": None, "every_n_epochs": 1, "save_on_train_epoch_end": True}
-    linear_run.train(pack, tmp_path / "short", max_steps=7, checkpoint=end)  # written when Lightning calls epoch 1 ended
+    linear_run.train(
+        pack, tmp_path / "short", max_steps=7, checkpoint=end
+    )  # written when Lightning calls epoch 1 ended
     longer = linear_run.train(pack, tmp_path / "longer", max_steps=13, resume=tmp_path / "short" / "step=7.ckpt")
     assert [index for index, _ in longer.steps] == [index for index, _ in whole[7:]]
 
@@ -105,7 +109,9 @@ def test_another_order_is_refused_inside_an_epoch_and_taken_between_epochs(pack,
     linear_run.train(pack, tmp_path, max_epochs=2)
     with pytest.raises(ValueError, match=f"lies inside epoch 1, after batch 2 of it.*(count|{name}) was"):
         linear_run.train(pack, tmp_path / "b", resume=tmp_path / "step=7.ckpt", data={name: value}, max_epochs=2)
-    assert linear_run.train(pack, tmp_path / "c", resume=tmp_path / "step=5.ckpt", data={name: value}, max_epochs=2).steps
+    assert linear_run.train(
+        pack, tmp_path / "c", resume=tmp_path / "step=5.ckpt", data={name: value}, max_epochs=2
+    ).steps
 
 
 def test_a_second_run_with_the_same_datamodule_starts_at_the_beginning(pack, linear_run):
