@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.config import Config
-from zoo.layers.kl_vae import KLAutoencoder
+from zoo.layers.kl_vae import KLAutoencoder, current_attention_name
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
@@ -120,8 +120,3 @@ _PUBLIC_KEYS = frozenset(
 )
 
 
-def current_attention_name(key: str) -> str:
-    """Rename the attention of checkpoints older than diffusers 0.18 (`query`, `key`, `value`, `proj_attn`)."""
-    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
-        key = key.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
-    return key

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["KLAutoencoder"]
+__all__ = ["KLAutoencoder", "current_attention_name"]
 
 
 class KLAutoencoder(nn.Module):
@@ -68,3 +68,8 @@ class KLAutoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Give pictures of scaled latents; values may overshoot [-1, 1]."""
         return self.vae.decode(latents / self.scaling_factor + self.shift_factor).sample
+def current_attention_name(key: str) -> str:
+    """Rename the attention of checkpoints older than diffusers 0.18 (`query`, `key`, `value`, `proj_attn`)."""
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        key = key.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+    return key

@@ -1,0 +1,717 @@
+"""FlexTok: pictures as ordered 1D tokens of any length, decoded by rectified flow.
+
+Paper: "FlexTok: Resampling Images into 1D Token Sequences of Flexible Length", arXiv 2502.13967 (ICML 2025). Source repository:
+apple/ml-flextok, commit 87d00cc (code under a non-commercial licence, weights for research only: nothing is copied from it, and its
+weights are never re-hosted). Checked against tests/parity/flextok: codes equal, tensors to 1e-4.
+
+    picture -> frozen KL autoencoder -> latents -> [patches | registers] -> encoder -> registers -> FSQ -> codes
+    codes[:k] -> registers + one masked register -> flow decoder (noise -> latents, guided) -> autoencoder -> picture
+
+How this differs from the original, with the same numbers: plain tensors; batched SDPA; masked registers are identical, so they
+travel as ONE token whose key carries the bias log(n - k); only the first k registers are encoded; the modulation of all steps is
+computed before the loop; query, key and value (and the two branches of the gated MLP) are one matrix product.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.config import Config
+from zoo.layers.flow import ProjectedGuidance, euler, euler_times, plain_guidance, start_noise
+from zoo.layers.kl_vae import KLAutoencoder, current_attention_name
+from zoo.layers.patches import patchify, sincos_table, unpatchify
+from zoo.quantizers.fsq import FSQ
+from zoo.registry import Entry
+from zoo.tokenizer import Tokenizer
+from zoo.tokens import Tokens
+
+__all__ = ["FlexTok", "FlexTokConfig"]
+
+logger = logging.getLogger(__name__)
+_EPS = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlexTokConfig(Config):
+    """Sizes of a FlexTok; the defaults are those of the public d18-d28 models.
+
+    Attributes:
+        latent_channels: channels of the autoencoder.
+        vae: the autoencoder is part of the tokenizer; without it the signal is its scaled latents `(b, c, h, w)`.
+        vae_scaling: factor on the latents.
+        vae_channels, vae_layers, vae_groups: sizes of the autoencoder (`zoo.layers.kl_vae`).
+        patch: side of a patch of latents.
+        grid: side of the table of patch positions; smaller pictures use its corner.
+        registers: n, the number of tokens.
+        levels: of the FSQ.
+        encoder_width, encoder_depth, encoder_head: width, blocks and head size of the encoder.
+        decoder_width, decoder_depth, decoder_head: the same of the flow decoder.
+        time_features: sinusoid features of the noise level.
+        max_timestep: scale of those features, 1 or 1000.
+        alignment_block: decoder block whose patch features an alignment loss looks at.
+        keep_sampling: nested dropout in training, see `zoo.transforms.nested_dropout`.
+        null_dropout: share of items trained without condition.
+        noise_schedule, mode_scale: noise levels in training, see `zoo.layers.flow`.
+        steps, guidance: what `decode` uses when it is told nothing.
+    """
+
+    latent_channels: int = 16
+    vae: bool = True
+    vae_scaling: float = 1.0
+    vae_channels: tuple[int, ...] = (128, 256, 512, 512)
+    vae_layers: int = 2
+    vae_groups: int = 32
+    patch: int = 2
+    grid: int = 16
+    registers: int = 256
+    levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+    encoder_width: int = 1152
+    encoder_depth: int = 18
+    encoder_head: int = 64
+    decoder_width: int = 1792
+    decoder_depth: int = 28
+    decoder_head: int = 64
+    time_features: int = 256
+    max_timestep: float = 1.0
+    alignment_block: int = 1
+    keep_sampling: str = "uniform"
+    null_dropout: float = 0.2
+    noise_schedule: str = "mode"
+    mode_scale: float = 0.25
+    steps: int = 20
+    guidance: float = 7.5
+
+    def __post_init__(self) -> None:
+        for name in ("latent_channels", "patch", "grid", "registers", "encoder_depth", "decoder_depth", "steps"):
+            self.require(getattr(self, name) >= 1, name, "at least 1")
+        self.require(self.encoder_width % self.encoder_head == 0, "encoder_width", "a multiple of encoder_head")
+        self.require(self.decoder_width % self.decoder_head == 0, "decoder_width", "a multiple of decoder_head")
+        self.require(self.encoder_width % 4 == 0 == self.decoder_width % 4, "decoder_width", "widths that are multiples of 4")
+        self.require(self.time_features % 2 == 0, "time_features", "an even number")
+        self.require(0 <= self.null_dropout < 1, "null_dropout", "0 to below 1")
+
+    @property
+    def downsample(self) -> int:
+        """Pixels over patches, or latents over patches without an autoencoder."""
+        return self.patch * (2 ** (len(self.vae_channels) - 1) if self.vae else 1)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Layer norm without parameters, in float32, back in the dtype of `x`."""
+    return F.layer_norm(x.float(), x.shape[-1:], eps=_EPS).to(x.dtype)
+
+
+class _Attention(nn.Module):
+    """Multi-head attention with normalised queries and keys; scale 8 / head (the usual one at head 64)."""
+
+    def __init__(self, width: int, head: int) -> None:
+        super().__init__()
+        self.head = head
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give queries, keys and values `(b, heads, n, head)`."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head)).permute(2, 0, 3, 1, 4)
+        return _norm(q), _norm(k), v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Give `(b, n, width)`; `mask` is boolean (True = may attend) or an additive bias on the scores."""
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=8 / self.head)
+        return mixed.transpose(1, 2).flatten(2)
+
+
+class _MLP(nn.Module):
+    """Gated MLP: down(silu(gate x) * up x), gate and up in one product."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = int(2 * 4 * width / 3)
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+class _EncoderBlock(nn.Module):
+    def __init__(self, width: int, head: int) -> None:
+        super().__init__()
+        self.attention = _Attention(width, head)
+        self.mlp = _MLP(width)
+
+    def forward(self, x: Tensor, patches: int, mask: Tensor) -> Tensor:
+        """Patches see all patches and no register; registers see all patches and, by `mask`, the registers before them."""
+        attention = self.attention
+        q, k, v = attention.project(_norm(x))
+        of_patches = attention.attend(q[:, :, :patches], k[:, :, :patches], v[:, :, :patches])
+        of_registers = attention.attend(q[:, :, patches:], k, v, mask)
+        x = x + attention.out(torch.cat([of_patches, of_registers], 1))
+        return x + self.mlp(_norm(x))
+
+
+class FlexTokEncoder(nn.Module):
+    """Latents to the bounded numbers that FSQ rounds."""
+
+    def __init__(self, config: FlexTokConfig) -> None:
+        super().__init__()
+        width = config.encoder_width
+        self.patch_size = config.patch
+        self.patch = nn.Linear(config.patch**2 * config.latent_channels, width)
+        self.register_buffer("positions", sincos_table(width, config.grid, config.grid))
+        self.registers = nn.Parameter(torch.empty(config.registers, width))
+        self.blocks = nn.ModuleList(_EncoderBlock(width, config.encoder_head) for _ in range(config.encoder_depth))
+        self.head = nn.Linear(width, len(config.levels))
+        nn.init.trunc_normal_(self.registers, std=0.02)
+        _init_linears(self)
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """Give patches with positions `(b, h, w, width)` of latents `(b, c, H, W)`."""
+        patches = self.patch(patchify(latents.permute(0, 2, 3, 1), self.patch_size))
+        h, w = patches.shape[1:3]
+        return patches + self.positions[:, :, :h, :w].permute(0, 2, 3, 1).to(patches.dtype)
+
+    def forward(self, latents: Tensor, count: int) -> Tensor:
+        """Give the first `count` registers before quantization, `(b, count, len(levels))`; later ones do not change them."""
+        patches = self.embed(latents).flatten(1, 2)
+        n = patches.shape[1]
+        registers = self.registers[:count].to(patches.dtype).expand(len(patches), -1, -1)
+        x = torch.cat([patches, registers], 1)
+        mask = torch.ones(count, n + count, dtype=torch.bool, device=x.device).tril(n)
+        for block in self.blocks:
+            x = block(x, n, mask)
+        return self.head(_norm(x[:, n:]))
+
+
+class _DecoderBlock(nn.Module):
+    """Block modulated by the noise level, patches and registers each with their own six pieces."""
+
+    def __init__(self, width: int, head: int) -> None:
+        super().__init__()
+        self.attention = _Attention(width, head)
+        self.mlp = _MLP(width)
+        self.modulation = nn.Linear(width, 2 * 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, pieces: Tensor, patches: int, bias: Tensor | None) -> Tensor:
+        """Update `(b, n, width)`.
+
+        Args:
+            x: patches, then registers.
+            pieces: `(b or 1, 2, 6, width)`: row 0 for patches, row 1 for registers; attention gate, MLP gate, attention shift and
+                scale, MLP shift and scale.
+            patches: how many positions are patches.
+            bias: on the scores, by key, `(b, 1, 1, n)`.
+        """
+        attention_gate, mlp_gate, attention_shift, attention_scale, mlp_shift, mlp_scale = pieces.to(x.dtype).unbind(2)
+        q, k, v = self.attention.project(_by_part(_norm(x), patches, 1 + attention_scale, attention_shift))
+        x = x + _by_part(self.attention.out(self.attention.attend(q, k, v, bias)), patches, attention_gate)
+        return x + _by_part(self.mlp(_by_part(_norm(x), patches, 1 + mlp_scale, mlp_shift)), patches, mlp_gate)
+
+
+def _by_part(x: Tensor, patches: int, scale: Tensor, shift: Tensor | None = None) -> Tensor:
+    """Scale (and shift) the first `patches` positions by row 0 of `(b or 1, 2, width)` and the others by row 1."""
+    parts = [x[:, :patches], x[:, patches:]]
+    for row in (0, 1):
+        parts[row] = parts[row] * scale[:, row, None]
+        if shift is not None:
+            parts[row] = parts[row] + shift[:, row, None]
+    return torch.cat(parts, 1)
+
+
+class Modulation(list[Tensor]):
+    """Modulation of one noise level: one tensor `(b or 1, 2, 6, width)` for each block, then the head's `(b or 1, 2, width)`."""
+
+
+class FlexTokDecoder(nn.Module):
+    """Rectified-flow transformer over latents, conditioned by any prefix of the registers."""
+
+    def __init__(self, config: FlexTokConfig) -> None:
+        super().__init__()
+        width = config.decoder_width
+        self.config = config
+        self.project = nn.Linear(len(config.levels), width)
+        self.register_positions = nn.Parameter(torch.empty(config.registers, width))
+        self.mask_token = nn.Parameter(torch.empty(width))
+        self.null_token = nn.Parameter(torch.empty(width))
+        self.patch = nn.Linear(config.patch**2 * config.latent_channels, width)
+        self.register_buffer("positions", sincos_table(width, config.grid, config.grid))
+        self.time = nn.Sequential(nn.Linear(config.time_features, width), nn.SiLU(), nn.Linear(width, width))
+        self.blocks = nn.ModuleList(_DecoderBlock(width, config.decoder_head) for _ in range(config.decoder_depth))
+        self.head_modulation = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, config.patch**2 * config.latent_channels)
+        for token in (self.register_positions, self.mask_token, self.null_token):
+            nn.init.trunc_normal_(token, std=0.02)
+        _init_linears(self)
+        for block in self.blocks:
+            nn.init.zeros_(block.modulation.weight)
+        for linear in (self.head_modulation, self.head):
+            nn.init.zeros_(linear.weight)
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        """Embed noise levels `(b,)` in 0..1 to `(b, width)`; frequencies have the base 256, cosines come first."""
+        half = self.config.time_features // 2
+        exponents = -math.log(256) * torch.arange(half, device=t.device).float() / half
+        frequencies = (1000 / self.config.max_timestep) * exponents.exp()
+        angles = t.float()[:, None] * frequencies
+        return self.time(torch.cat([angles.cos(), angles.sin()], 1).to(self.time[0].weight.dtype))
+
+    def modulate(self, t: Tensor) -> list[Modulation]:
+        """Give the modulation of each noise level of `t (s,)`; it depends on nothing else, so a sampler asks once."""
+        features = F.silu(self.embed_time(t))
+        blocks = [block.modulation(features).unflatten(1, (2, 6, -1)) for block in self.blocks]
+        head = self.head_modulation(features).unflatten(1, (2, -1))
+        return [Modulation([*(piece[i : i + 1] for piece in blocks), head[i : i + 1]]) for i in range(len(t))]
+
+    def modulate_items(self, t: Tensor) -> Modulation:
+        """Give one modulation in which every item has its own noise level, `t (b,)`."""
+        features = F.silu(self.embed_time(t))
+        blocks = [block.modulation(features).unflatten(1, (2, 6, -1)) for block in self.blocks]
+        return Modulation([*blocks, self.head_modulation(features).unflatten(1, (2, -1))])
+
+    def condition(self, values: Tensor, keep: Tensor, null: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Turn quantized registers into the positions that condition the flow.
+
+        Args:
+            values: `(b, k, len(levels))`, the kept registers; k may be below n.
+            keep: `(b,)` int64, how many of them are real.
+            null: `(b,)` boolean, True where an item has no condition at all.
+
+        Returns:
+            registers `(b, k + 1, width)`, the last standing for all masked ones, and a bias on keys `(b, k + 1)`; or
+            `(b, n, width)` and None where every register of every item is kept.
+        """
+        n, k = self.config.registers, values.shape[1]
+        x = self.project(values.to(self.project.weight.dtype)) + self.register_positions[:k]
+        if null is None and k == n and bool((keep == n).all()):
+            return x, None
+        count = keep if null is None else keep.masked_fill(null, 0)
+        rest = self.mask_token.expand(len(x), 1, -1)
+        if null is not None:
+            rest = torch.where(null[:, None, None], self.null_token, rest)
+        real = torch.arange(k, device=x.device) < count[:, None]
+        bias = torch.zeros(real.shape, device=x.device).masked_fill(~real, -math.inf)
+        masked = (n - count).float().log()[:, None]
+        return torch.cat([x, rest.to(x.dtype)], 1), torch.cat([bias, masked], 1)
+
+    def null_condition(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Give what `condition` gives for items without any condition: one token that stands for all n."""
+        bias = torch.full((batch, 1), math.log(self.config.registers), device=self.null_token.device)
+        return self.null_token.expand(batch, 1, -1), bias
+
+    def forward(
+        self, x: Tensor, registers: Tensor, bias: Tensor | None, modulation: Modulation, *, tap: int | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Predict the velocity of noised latents.
+
+        Args:
+            x: `(b, c, h, w)` at the noise levels of `modulation`.
+            registers, bias: from `condition`.
+            modulation: one for all items, or with a row for each.
+            tap: also give the patch features `(b, h / patch, w / patch, width)` after this block.
+        """
+        patches = self.patch(patchify(x.permute(0, 2, 3, 1), self.config.patch))
+        h, w = patches.shape[1:3]
+        patches = (patches + self.positions[:, :, :h, :w].permute(0, 2, 3, 1).to(patches.dtype)).flatten(1, 2)
+        n = h * w
+        sequence = torch.cat([patches, registers.to(patches.dtype)], 1)
+        if bias is not None:
+            bias = F.pad(bias, (n, 0)).to(sequence.dtype)[:, None, None]
+        tapped = None
+        for i, block in enumerate(self.blocks):
+            sequence = block(sequence, modulation[i], n, bias)
+            if i == tap:
+                tapped = sequence[:, :n].unflatten(1, (h, w))
+        shift, scale = modulation[-1].to(sequence.dtype).unbind(1)
+        out = _norm(sequence[:, :n]) * (1 + scale[:, None]) + shift[:, None]
+        velocity = unpatchify(self.head(out).unflatten(1, (h, w)), self.config.patch).permute(0, 3, 1, 2)
+        return velocity if tap is None else (velocity, tapped)
+
+
+def _init_linears(module: nn.Module) -> None:
+    """Xavier-uniform matrices and zero biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+class FlexTok(Tokenizer):
+    """Pictures to 1..n ordered codes and back, by a generative decoder.
+
+    Low PSNR is by design of a generative decoder: compare with other tokenizers by what a reader sees (feature distance, Fréchet
+    distance), not by PSNR against regression decoders.
+    """
+
+    family = "flextok"
+    Config = FlexTokConfig
+
+    def __init__(self, config: FlexTokConfig, info: Entry | None = None) -> None:
+        super().__init__(config, info)
+        self.vae = None
+        if config.vae:
+            self.vae = KLAutoencoder(
+                latent_channels=config.latent_channels,
+                scaling_factor=config.vae_scaling,
+                block_channels=config.vae_channels,
+                layers_per_block=config.vae_layers,
+                norm_groups=config.vae_groups,
+            )
+        self.encoder = FlexTokEncoder(config)
+        self.quantizer = FSQ(levels=config.levels)
+        self.decoder = FlexTokDecoder(config)
+
+    @classmethod
+    def layout_of(cls, config: FlexTokConfig) -> dict[str, Any]:
+        size = config.grid * config.downsample
+        codes = math.prod(config.levels)
+        return {
+            "modality": "image",
+            "layout": "1d",
+            "discrete": True,
+            "ordered": True,
+            "tokens": config.registers,
+            "codebook_size": codes,
+            "vocabulary": (codes,),
+            "native_size": (size, size),
+            "size_multiple": config.downsample,
+            "max_size": size,
+            "bits_per_pixel": config.registers * math.log2(codes) / size**2,
+            "stochastic_encode": config.vae,
+            "stochastic_decode": True,
+        }
+
+    @property
+    def in_channels(self) -> int:
+        return 3 if self.vae is not None else self.config.latent_channels
+
+    @property
+    def _bounded(self) -> bool:
+        return self.vae is not None
+
+    # -- pieces for training and research ----------------------------------------------------------------------------------------
+
+    def encode_latents(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Give the autoencoder's scaled latents `(b, c, h / 8, w / 8)` of pictures; the mean where no generator is given."""
+        return x if self.vae is None else self.vae.encode(x, generator)
+
+    def velocity(self, x: Tensor, t: Tensor, codes: Tensor, *, keep: Tensor | None = None, null: Tensor | None = None) -> Tensor:
+        """Give one decoder call: the velocity `(b, c, h, w)` of noised latents.
+
+        Args:
+            x: noised latents `(b, c, h, w)`.
+            t: noise level of each item, `(b,)` in 0..1.
+            codes: `(b, k, 1)`.
+            keep: `(b,)` how many codes are real; None for all k.
+            null: `(b,)` boolean, True for no condition.
+        """
+        keep = torch.full((len(x),), codes.shape[1], device=x.device) if keep is None else keep
+        registers, bias = self.decoder.condition(self.quantizer.decode(codes), keep, null)
+        return self.decoder(x, registers, bias, self.decoder.modulate_items(t))
+
+    # -- the contract --------------------------------------------------------------------------------------------------------------
+
+    def _encode(self, x: Tensor, *, tokens: int | None, depth: int | None, generator: torch.Generator | None) -> Tensor:
+        latents = self.encode_latents(x, generator)
+        return self.quantizer.encode(self.encoder(latents, tokens or self.config.registers))
+
+    def _decode(
+        self,
+        tokens: Tokens,
+        size: tuple[int, ...],
+        *,
+        steps: int | None = None,
+        guidance: float | Callable[[float], float] | None = None,
+        guidance_mode: Literal["projected", "plain"] = "projected",
+        seed: int | list[int] = 0,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Decode by `steps` Euler steps from noise.
+
+        Args:
+            tokens: 1..n codes for each item.
+            size: sides of the picture.
+            steps: of the flow; None takes the configuration's.
+            guidance: scale, 1 for none, or a function of the noise level; None takes the configuration's.
+            guidance_mode: "projected" (momentum -0.5, norm limit 2.5, no parallel part) or "plain".
+            seed: the same noise for every item, or a list with one for each.
+            generator: draws the noise of one item after another instead.
+            noise: start latents `(b, c, h, w)` instead of both.
+        """
+        latents = self.decode_latents(
+            tokens,
+            size,
+            steps=steps,
+            guidance=guidance,
+            guidance_mode=guidance_mode,
+            seed=seed,
+            generator=generator,
+            noise=noise,
+        )
+        return latents if self.vae is None else self.vae.decode(latents)
+
+    def decode_latents(
+        self,
+        tokens: Tokens,
+        size: tuple[int, ...],
+        *,
+        steps: int | None = None,
+        guidance: float | Callable[[float], float] | None = None,
+        guidance_mode: Literal["projected", "plain"] = "projected",
+        seed: int | list[int] = 0,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Decode to the autoencoder's scaled latents `(b, c, h, w)`; arguments as for `decode`."""
+        name = f"{self.info.name}.decode"
+        steps = self.config.steps if steps is None else steps
+        guidance = self.config.guidance if guidance is None else guidance
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"{name}: steps={steps!r}. Allowed: 1 or more.")
+        if guidance_mode not in ("projected", "plain"):
+            raise ValueError(f"{name}: guidance_mode={guidance_mode!r}. Allowed: projected, plain.")
+        side = self.vae.downsample if self.vae is not None else 1
+        shape = (self.config.latent_channels, size[0] // side, size[1] // side)
+        if noise is None:
+            noise = start_noise(len(tokens), shape, seed=seed, generator=generator)
+        elif tuple(noise.shape) != (len(tokens), *shape):
+            raise ValueError(f"{name}: noise has shape {tuple(noise.shape)}. Needed: {(len(tokens), *shape)}.")
+        x = noise.to(self.device, self.dtype)
+        keep = tokens.lengths if tokens.lengths is not None else tokens.counts
+        registers, bias = self.decoder.condition(self.quantizer.decode(tokens.data), keep)
+        times = euler_times(steps)
+        modulations = self.decoder.modulate(times.to(x.device))
+        scales = [float(guidance(float(t))) if callable(guidance) else float(guidance) for t in times]
+        if all(scale == 1.0 for scale in scales):
+            return euler(lambda x, i: self.decoder(x, registers, bias, modulations[i]), x, steps)
+        guide = ProjectedGuidance() if guidance_mode == "projected" else plain_guidance
+        both = self._with_null(registers, bias)
+
+        def velocity(x: Tensor, i: int) -> Tensor:
+            if scales[i] == 1.0:
+                return self.decoder(x, registers, bias, modulations[i])
+            if both is not None:
+                conditional, unconditional = self.decoder(torch.cat([x, x]), *both, modulations[i]).chunk(2)
+            else:
+                conditional = self.decoder(x, registers, bias, modulations[i])
+                unconditional = self.decoder(x, *self.decoder.null_condition(len(x)), modulations[i])
+            return guide(conditional, unconditional, scales[i])
+
+        return euler(velocity, x, steps)
+
+    def _with_null(self, registers: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Join conditional and unconditional items in one batch, unless padding the latter would cost more than a second call."""
+        width = registers.shape[1]
+        if bias is None or width > max(32, self.config.grid**2 // 4):
+            return None
+        null, null_bias = self.decoder.null_condition(len(registers))
+        padding = registers.new_zeros(len(registers), width - 1, registers.shape[2])
+        null = torch.cat([padding, null.to(registers.dtype)], 1)
+        return torch.cat([registers, null]), torch.cat([bias, F.pad(null_bias, (width - 1, 0), value=-math.inf)])
+
+    # -- the public release's format -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_public(cls, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> FlexTokConfig:
+        return _config_from_public(config, shapes)
+
+    @classmethod
+    def rename_public(cls, tensors: dict[str, Tensor], config: FlexTokConfig) -> dict[str, Tensor]:
+        return _rename_public(tensors)
+
+
+# -- reading the public release ----------------------------------------------------------------------------------------------------
+# The file's config is a tree of class paths and arguments. Nothing in it is ever imported: a path is looked up in this table, which
+# names the arguments that matter (with the values this implementation covers, None for any).
+
+_MODULES: dict[str, dict[str, tuple[Any, ...] | None]] = {
+    "flextok.model.utils.dict_ops.PerSampleOp": {"per_sample_op": None},
+    "flextok.model.preprocessors.patching.PatchEmbedder": {
+        "channels_in": None, "dim": None, "patch_sizes": None, "flatten_patches": (False,)
+    },
+    "flextok.model.utils.posembs.PositionalEmbeddingAdder": {
+        "dim": None, "max_sizes": None, "posemb_type": ("sincos", "learnable_sum"), "posemb_scaling": ("absolute",)
+    },
+    "flextok.model.preprocessors.registers.Registers1D": {
+        "dim": None, "n_min": None, "n_max": None, "size_sampling_mode": None, "ordering_mode": ("nested",)
+    },
+    "flextok.model.preprocessors.flex_seq_packing.BlockWiseSequencePacker": {
+        "mask_mode": ("causal_last", "full"), "pad_to_multiple": None, "per_subseq_embs": None
+    },
+    "flextok.model.trunks.transformers.FlexTransformer": {
+        "dim": None, "depth": None, "head_dim": None, "use_act_checkpoint": None, "adaLN_expansion": (2,),
+        "intermediate_layers": None, "mlp_ratio": (4, 4.0)
+    },
+    "flextok.model.postprocessors.seq_unpacking.SequenceUnpacker": {},
+    "flextok.model.postprocessors.heads.LinearHead": {
+        "dim": None, "dim_out": None, "use_mup_readout": (False,), "weight_init_style": None, "dtype_override": None
+    },
+    "flextok.model.preprocessors.linear.LinearLayer": {"dim_in": None, "dim": None},
+    "flextok.model.preprocessors.token_dropout.MaskedNestedDropout": {"dim": None, "size_sampling_mode": None},
+    "flextok.model.preprocessors.nullcond.LearnedNullCond": {"dim": None, "dropout_prob": None},
+    "flextok.model.preprocessors.time_embedding.TimestepEmbedder": {
+        "dim": None, "frequency_embedding_size": None, "max_timestep": None
+    },
+    "flextok.model.postprocessors.heads.ToPatchesLinearHead": {
+        "dim": None, "channels_out": None, "patch_sizes": None, "use_mup_readout": (False,), "weight_init_style": None,
+        "dtype_override": None
+    },
+}  # fmt: skip
+_PARTS: dict[str, dict[str, tuple[Any, ...] | None]] = {
+    "vae": {
+        "latent_channels": None, "scaling_factor": None, "dtype_override": None, "sample_posterior": None, "frozen": None,
+        "force_vae_encode": None, "hf_hub_path": None, "autoencoder_kl_overrides": None
+    },
+    "regularizer": {"levels": None, "drop_quant_p": None, "packed_call": None},
+    "flow_matching_noise_module": {"ln": None, "stratisfied": None, "mode_scale": None},
+    "pipeline": {"out_channels": None},
+}  # fmt: skip
+_ENCODER_KEYS = (
+    "enc_channels_to_last enc_patch_emb enc_posemb_module enc_register_module enc_seq_packer enc_transformer enc_unpacker "
+    "enc_to_latents"
+).split()
+_DECODER_KEYS = (
+    "dec_from_latents dec_registers_posemb_module dec_nested_dropout dec_latent_dropout dec_noise_channels_to_last "
+    "dec_noise_patch_emb dec_patches_posemb_module dec_seq_packer dec_time_embedder dec_transformer dec_unpacker "
+    "dec_repa_unpacker dec_to_patches dec_channels_to_first"
+).split()
+
+
+def _arguments(where: str, tree: Any, table: dict[str, tuple[Any, ...] | None], unknown: list[str]) -> dict[str, Any]:
+    """Give the arguments of one node that `table` knows; names of shared tensors are left out, other keys go to `unknown`."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"flextok: {where} in config.json is a {type(tree).__name__}. Needed: an object.")
+    found = {}
+    for key, value in tree.items():
+        if key in ("_target_", "_partial_") or key.endswith(("_key", "_keys")):
+            continue
+        if key not in table:
+            unknown.append(f"{where}.{key}")
+            continue
+        allowed = table[key]
+        if allowed is not None and value not in allowed:
+            raise ValueError(f"flextok: {where}.{key}={value!r} in config.json. This implementation knows: {allowed}.")
+        found[key] = value
+    return found
+
+
+def _module_dict(part: str, config: dict[str, Any], expected: list[str], unknown: list[str]) -> dict[str, dict[str, Any]]:
+    """Read the modules of the encoder or decoder; their order is their order of execution."""
+    modules = config.get(part, {}).get("module_dict") if isinstance(config.get(part), dict) else None
+    if not isinstance(modules, dict):
+        raise ValueError(f"flextok: config.json has no {part}.module_dict. Is it the configuration of a FlexTok?")
+    out = {}
+    for key, tree in modules.items():
+        target = tree.get("_target_") if isinstance(tree, dict) else None
+        if target not in _MODULES:
+            raise ValueError(f"flextok: {part}.{key} is of class {target!r}. Known: {', '.join(_MODULES)}.")
+        out[key] = _arguments(f"{part}.{key}", tree, _MODULES[target], unknown)
+    optional = {"dec_repa_unpacker"}
+    if [key for key in out if key not in optional] != [key for key in expected if key not in optional]:
+        raise ValueError(
+            f"flextok: {part} has the modules {', '.join(out)}. This implementation runs {', '.join(expected)}, in this order."
+        )
+    return out
+
+
+def _config_from_public(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> FlexTokConfig:
+    """Translate the public config.json; keys that are not known are reported in a warning.
+
+    Raises:
+        ValueError: a module, an order or a value that this implementation does not cover.
+    """
+    unknown = [key for key in config if key not in (*_PARTS, "encoder", "decoder", "_target_")]
+    parts = {name: _arguments(name, config.get(name, {}), table, unknown) for name, table in _PARTS.items()}
+    encoder = _module_dict("encoder", config, _ENCODER_KEYS, unknown)
+    decoder = _module_dict("decoder", config, _DECODER_KEYS, unknown)
+    if unknown:
+        logger.warning("flextok: keys of config.json that are not known and not used: %s", ", ".join(unknown))
+    trunk_in, trunk_out = encoder["enc_transformer"], decoder["dec_transformer"]
+    patch, grid = encoder["enc_patch_emb"]["patch_sizes"], encoder["enc_posemb_module"]["max_sizes"]
+    if len({*patch, *decoder["dec_noise_patch_emb"]["patch_sizes"]}) != 1 or len(set(grid)) != 1:
+        raise ValueError(f"flextok: patch_sizes {patch} and max_sizes {grid} in config.json. Needed: squares, one size.")
+    vae = parts["vae"]
+    sizes = vae.get("autoencoder_kl_overrides") or {}
+    noise = parts["flow_matching_noise_module"]
+    schedule = "mode" if not noise.get("ln") else "stratified" if noise.get("stratisfied") else "logit_normal"
+    return FlexTokConfig(
+        latent_channels=encoder["enc_patch_emb"]["channels_in"],
+        vae=any(key.startswith("vae.") for key in shapes) or not shapes,
+        vae_scaling=vae.get("scaling_factor") or 0.18215,
+        vae_channels=tuple(sizes.get("block_out_channels", (128, 256, 512, 512))),
+        vae_layers=sizes.get("layers_per_block", 2),
+        vae_groups=sizes.get("norm_num_groups", 32),
+        patch=patch[0],
+        grid=grid[0],
+        registers=encoder["enc_register_module"]["n_max"],
+        levels=tuple(parts["regularizer"].get("levels", (8, 8, 8, 5, 5, 5))),
+        encoder_width=trunk_in["dim"],
+        encoder_depth=trunk_in["depth"],
+        encoder_head=trunk_in.get("head_dim", 64),
+        decoder_width=trunk_out["dim"],
+        decoder_depth=trunk_out["depth"],
+        decoder_head=trunk_out.get("head_dim", 64),
+        time_features=decoder["dec_time_embedder"].get("frequency_embedding_size", 256),
+        max_timestep=decoder["dec_time_embedder"].get("max_timestep", 1.0),
+        alignment_block=(trunk_out.get("intermediate_layers") or [1])[0],
+        keep_sampling=decoder["dec_nested_dropout"].get("size_sampling_mode", "uniform"),
+        null_dropout=decoder["dec_latent_dropout"].get("dropout_prob", 0.2),
+        noise_schedule=schedule,
+        mode_scale=noise.get("mode_scale", 0.25),
+    )
+
+
+_RENAMES = {
+    "encoder.module_dict.enc_patch_emb.patch_proj": "encoder.patch",
+    "encoder.module_dict.enc_posemb_module.posembs": "encoder.positions",
+    "encoder.module_dict.enc_register_module.registers": "encoder.registers",
+    "encoder.module_dict.enc_transformer.blocks": "encoder.blocks",
+    "encoder.module_dict.enc_to_latents.proj": "encoder.head",
+    "decoder.module_dict.dec_from_latents.proj": "decoder.project",
+    "decoder.module_dict.dec_registers_posemb_module.posembs": "decoder.register_positions",
+    "decoder.module_dict.dec_nested_dropout.dropout_mask_token": "decoder.mask_token",
+    "decoder.module_dict.dec_latent_dropout.nullcond": "decoder.null_token",
+    "decoder.module_dict.dec_noise_patch_emb.patch_proj": "decoder.patch",
+    "decoder.module_dict.dec_patches_posemb_module.posembs": "decoder.positions",
+    "decoder.module_dict.dec_time_embedder.mlp": "decoder.time",
+    "decoder.module_dict.dec_transformer.blocks": "decoder.blocks",
+    "decoder.module_dict.dec_to_patches.adaLN_modulation.1": "decoder.head_modulation",
+    "decoder.module_dict.dec_to_patches.proj": "decoder.head",
+    ".attn.proj.": ".attention.out.",
+    ".mlp.fc2.": ".mlp.down.",
+    ".adaLN_modulation.1.": ".modulation.",
+}
+_FUSED = {".attn.wq.": (".attention.qkv.", ("wq", "wk", "wv")), ".mlp.fc1.": (".mlp.gate_up.", ("fc1", "fc3"))}
+
+
+def _rename_public(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give public tensors our names; matrices that we run as one are joined. A name that is not known stays as it is."""
+    out: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        if any(part in key for part in (".attn.wk.", ".attn.wv.", ".mlp.fc3.")):
+            first = key.replace(".wk.", ".wq.").replace(".wv.", ".wq.").replace(".fc3.", ".fc1.")
+            if first in tensors:
+                continue
+        new = current_attention_name(key)
+        for old, fused in _FUSED.items():
+            if old in new:
+                names = [key.replace(f".{fused[1][0]}.", f".{name}.") for name in fused[1]]
+                if all(name in tensors for name in names):
+                    value = torch.cat([tensors[name] for name in names])
+                    new = new.replace(old, fused[0])
+        for old, ours in _RENAMES.items():
+            new = new.replace(old, ours)
+        if new == "decoder.register_positions":
+            value = value.flatten(0, -3).squeeze(0).T.contiguous()
+        out[new] = value
+    return out
