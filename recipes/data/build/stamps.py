@@ -25,8 +25,8 @@ _LONGEST = (80.0, 124.0)
 _GROWTH = 1.2
 _SMALL_SHRINK = 0.8  # copies of a small stamp differ in size: 0.8 to 1 times the largest allowed
 _COPIES = (1, 2, 3)
-_BLUR = (0.5, 5.0)
-_COLOUR = (50.0, 235.0)
+_BLUR = (0.0, 4.0)
+_COLOUR = (60.0, 238.0)
 _SLOPE = (15.0, 60.0)
 
 
@@ -90,7 +90,7 @@ def gradient(draws: Draws, size: int) -> Image.Image:
 
 
 def backdrop(draws: Draws, photo: Image.Image) -> Image.Image:
-    """Return a photograph blurred by a Gaussian whose radius is drawn between 0.5 and 5 pixels of 128."""
+    """Return a photograph blurred by a Gaussian whose radius is drawn between 0 and 4 pixels of 128."""
     radius = draws.uniform(*_BLUR) * photo.size[0] / _REFERENCE
     return photo.convert("RGB").filter(ImageFilter.GaussianBlur(radius))
 
