@@ -90,7 +90,7 @@ class Entry:
         notice: shown once when the weights are loaded.
         paper: title and identifier.
         source: repository of the original release, `owner/name`, and the commit checked against.
-        parameters: number of parameters, asserted on the meta device.
+        parameters: numbers in the weight file (parameters and stored tables), asserted on the meta device.
         recipe: the recipe of `recipes/configs/` that rebuilds the weights.
         tags: free words for `find(tags="...")`, such as the axes of the audio codec survey.
     """

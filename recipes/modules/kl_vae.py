@@ -4,6 +4,8 @@ The loss of latent diffusion's first stage (arXiv 2112.10752, section 3.1) witho
 EfficientNet-Lite0, never on the scorer's network.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +15,24 @@ from recipes.modules.base import TokenizerRecipe
 from zoo.layers.features import feature_distance, load_features
 from zoo.transforms.quality import psnr_db
 
-__all__ = ["KLAutoencoderRecipe"]
+__all__ = ["KLAutoencoderRecipe", "latent_scale"]
+
+
+@torch.no_grad()
+def latent_scale(encode: Any, batches: Iterable[Tensor]) -> float:
+    """Give the factor that brings latents to unit standard deviation, over all channels and positions.
+
+    Args:
+        encode: pictures `(b, 3, h, w)` to unscaled latents.
+        batches: pictures in [-1, 1].
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for x in batches:
+        latents = encode(x).double()
+        count += latents.numel()
+        total += float(latents.sum())
+        squares += float(latents.square().sum())
+    return (squares / count - (total / count) ** 2) ** -0.5
 
 
 class KLAutoencoderRecipe(TokenizerRecipe):
@@ -46,6 +65,15 @@ class KLAutoencoderRecipe(TokenizerRecipe):
             loss = loss + self.feature_weight * values["feature_distance"]
         self.log_scores("train", {"loss": loss, **values}, batch_size=len(x))
         return loss
+
+    def on_train_end(self) -> None:
+        """Set the scaling factor from the latents of at most 64 training batches."""
+        loader = self.trainer.datamodule.train_dataloader()
+        batches = (batch.images.to(self.device) for _, batch in zip(range(64), loader, strict=False))
+        tokenizer = self.tokenizer
+        factor = latent_scale(lambda x: tokenizer.autoencoder.posterior(x).mean, batches)
+        tokenizer.config = replace(tokenizer.config, scaling_factor=factor)
+        tokenizer.autoencoder.scaling_factor = factor
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         x = batch.images

@@ -44,12 +44,12 @@ ENTRIES: tuple[Entry, ...] = (
             vae_groups=8,
             grid=4,
             registers=32,
-            encoder_width=192,
+            encoder_width=128,
             encoder_depth=4,
             encoder_head=32,
-            decoder_width=192,
-            decoder_depth=5,
-            decoder_head=32,
+            decoder_width=144,
+            decoder_depth=6,
+            decoder_head=36,
             keep_sampling="uniform_pow2",
             null_dropout=0.1,
             noise_schedule="mode",
@@ -107,6 +107,7 @@ ENTRIES: tuple[Entry, ...] = (
             "and carry the notice."
         ),
         paper="FlexTok: Resampling Images into 1D Token Sequences of Flexible Length, arXiv 2502.13967",
+        parameters=341_651_749,
         source="apple/ml-flextok@87d00cc",
     ),
     Entry(
@@ -142,6 +143,7 @@ ENTRIES: tuple[Entry, ...] = (
             "and carry the notice."
         ),
         paper="FlexTok: Resampling Images into 1D Token Sequences of Flexible Length, arXiv 2502.13967",
+        parameters=949_734_565,
         source="apple/ml-flextok@87d00cc",
     ),
     Entry(
@@ -177,6 +179,7 @@ ENTRIES: tuple[Entry, ...] = (
             "and carry the notice."
         ),
         paper="FlexTok: Resampling Images into 1D Token Sequences of Flexible Length, arXiv 2502.13967",
+        parameters=2_540_882_853,
         source="apple/ml-flextok@87d00cc",
     ),
     Entry(
@@ -212,6 +215,7 @@ ENTRIES: tuple[Entry, ...] = (
             "and carry the notice."
         ),
         paper="FlexTok: Resampling Images into 1D Token Sequences of Flexible Length, arXiv 2502.13967",
+        parameters=2_540_882_853,
         source="apple/ml-flextok@87d00cc",
     ),
     Entry(
@@ -240,6 +244,7 @@ ENTRIES: tuple[Entry, ...] = (
             "and carry the notice."
         ),
         paper="FlexTok: Resampling Images into 1D Token Sequences of Flexible Length, arXiv 2502.13967",
+        parameters=83_653_863,
         source="apple/ml-flextok@87d00cc",
     ),
     Entry(
@@ -268,6 +273,7 @@ ENTRIES: tuple[Entry, ...] = (
             "and carry the notice."
         ),
         paper="FlexTok: Resampling Images into 1D Token Sequences of Flexible Length, arXiv 2502.13967",
+        parameters=83_709_419,
         source="apple/ml-flextok@87d00cc",
     ),
     Entry(
@@ -296,6 +302,7 @@ ENTRIES: tuple[Entry, ...] = (
             "and carry the notice."
         ),
         paper="FlexTok: Resampling Images into 1D Token Sequences of Flexible Length, arXiv 2502.13967",
+        parameters=83_821_011,
         source="apple/ml-flextok@87d00cc",
     ),
 )

@@ -1,0 +1,48 @@
+"""Put a trained nano tokenizer into the package: half-precision weights, and the facts its catalog entry must state."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import zoo
+from zoo.checkpoint import sha256_of
+from zoo.loading import embedded_folder
+
+__all__ = ["main", "release"]
+
+
+def release(folder: Path) -> dict[str, object]:
+    """Write `zoo/weights/NAME.safetensors` of a folder made by training.
+
+    Returns:
+        What the catalog entry must say: `config`, and `file`, `sha256`, `size` of its weights.
+    """
+    tokenizer = zoo.load(folder)
+    name = tokenizer.info.name
+    path = embedded_folder() / f"{name}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    tensors = {key: value.to(torch.float16).contiguous() for key, value in tokenizer.state_dict().items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    return {
+        "config": tokenizer.config.to_dict(),
+        "file": path.name,
+        "sha256": sha256_of(path),
+        "size": path.stat().st_size,
+        "parameters": sum(value.numel() for value in tensors.values()),
+    }
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Release one folder and print the facts as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.release", description=__doc__)
+    parser.add_argument("folder", type=Path, help="the folder `tokenizer` of a training run")
+    print(json.dumps(release(parser.parse_args(args).folder), indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
