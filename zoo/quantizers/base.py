@@ -203,9 +203,7 @@ def exact_math(device_type: str) -> Iterator[None]:
         device_type: `x.device.type`.
     """
     autocast = (
-        torch.autocast(device_type, enabled=False)
-        if torch.amp.is_autocast_available(device_type)
-        else contextlib.nullcontext()
+        torch.autocast(device_type, enabled=False) if torch.amp.is_autocast_available(device_type) else contextlib.nullcontext()
     )
     with autocast:
         if torch.compiler.is_compiling() or torch.get_float32_matmul_precision() == "highest":
@@ -219,9 +217,7 @@ def exact_math(device_type: str) -> Iterator[None]:
             torch.set_float32_matmul_precision(before)
 
 
-def check_number(
-    owner: str, name: str, value: float, *, low: float, high: float = math.inf, open_low: bool = False
-) -> None:
+def check_number(owner: str, name: str, value: float, *, low: float, high: float = math.inf, open_low: bool = False) -> None:
     """Refuse a constructor argument that is not a finite number in `low..high`; `open_low` leaves `low` itself out.
 
     Raises:

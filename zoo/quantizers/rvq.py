@@ -123,9 +123,7 @@ class RVQ(Quantizer):
         check_choice("RVQ", "update_order", update_order, ("together", "per_depth"))
         check_choice("RVQ", "distance", codebook.get("distance", "euclidean"), ("euclidean", "cosine_search"))
         if update_order == "per_depth" and codebook.get("learning", "ema") != "ema":
-            raise ValueError(
-                'RVQ: update_order="per_depth" is about running averages. Allowed with learning="ema" only.'
-            )
+            raise ValueError('RVQ: update_order="per_depth" is about running averages. Allowed with learning="ema" only.')
         super().__init__(dim=dim, codebook_sizes=sizes)
         self.shared, self.gradient_scale, self.estimator = shared, gradient_scale, estimator
         self.dropout, self.dropout_per, self.dropout_min_depth = dropout, dropout_per, dropout_min_depth
@@ -237,9 +235,7 @@ class RVQ(Quantizer):
         )
         for start in range(0, len(rows), step or 1):
             here = slice(start, start + step)
-            piece = found._replace(
-                codes=found.codes[here], value=found.value[here], slope=found.slope[here] if slope else None
-            )
+            piece = found._replace(codes=found.codes[here], value=found.value[here], slope=found.slope[here] if slope else None)
             self._descend_piece(rows[here], kept if isinstance(kept, int) else kept[here], piece, books, tables, room)
         return found._replace(errors=found.errors / max(rows.numel(), 1))
 
@@ -304,7 +300,7 @@ class RVQ(Quantizer):
         if found.slope is not None:
             commitment = with_gradient(rows, commitment, found.slope * (2 / max(rows.numel(), 1)))
         loss = first.commitment_weight * commitment
-        if first.learning == "gradient" and not first.frozen and torch.is_grad_enabled():
+        if first.learning == "gradient":
             residual = rows.detach()
             for j in range(self.depth):
                 vector = self._lookup(j, found.codes[:, j]) if values is None else values[j]
