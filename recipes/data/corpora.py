@@ -3,7 +3,6 @@
 import glob
 import os
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -11,13 +10,9 @@ from recipes.data.corpus import ImageCorpus, Selection, content_hash, exclude
 from recipes.data.folder import ImageFolder
 from recipes.data.huggingface import HuggingFaceImages
 from recipes.data.shards import TarShards
+from zoo import samples
 
-__all__ = ["content_hash", "open_images", "sample_pack"]
-
-
-def sample_pack() -> Path:
-    """Return the folder of the dozen freely licensed photographs that the package carries."""
-    return Path(str(resources.files("zoo") / "samples" / "images"))
+__all__ = ["content_hash", "open_images"]
 
 
 def open_images(
@@ -33,7 +28,7 @@ def open_images(
     Args:
         source: a tar file; a glob of tar files; a list of tar files; a folder that holds `SPLIT-*.tar` shards; a folder
             of pictures (class sub-folders are labels); `hf:ORG/NAME` or `hf:ORG/NAME:CONFIG` for a Hugging Face data
-            set; `samples` for the photographs in the package.
+            set; `samples` for the dozen photographs in the package.
         split: which shards of a shard folder, or which split of a Hugging Face data set; ignored for the others.
         exclude_packages: leave out pictures whose record has one of these as `package`.
         unknown_packages: whether a package that no picture comes from is an error (a spelling mistake) or all right.
@@ -62,7 +57,7 @@ def _open(source: str | Path | Sequence[str | Path], split: str | None) -> Image
         return TarShards(source)
     text = os.fspath(source)
     if text == "samples":
-        return ImageFolder(sample_pack())
+        return ImageFolder(samples.folder() / "images")
     if text.startswith("hf:"):
         return HuggingFaceImages(text.removeprefix("hf:"), split=split or "train")
     path = Path(text).expanduser()

@@ -17,8 +17,9 @@ from recipes.data.corpora import open_images
 from recipes.data.corpus import ImageCorpus, UnreadableImageError
 from recipes.data.resumable import ResumableDataModule
 from recipes.data.sampler import seeded
+from zoo.media import resize_crop
 
-__all__ = ["ImageBatch", "ImageDataModule", "ImageDataset", "random_view", "resize_center_crop", "to_float"]
+__all__ = ["ImageBatch", "ImageDataModule", "ImageDataset", "random_view", "to_float"]
 
 _logger = logging.getLogger(__name__)
 
@@ -35,17 +36,6 @@ class ImageBatch(NamedTuple):
     images: Tensor
     labels: Tensor
     index: Tensor
-
-
-def resize_center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize the short side to `size` (antialiased bicubic of Pillow), then cut the central square."""
-    width, height = image.size
-    short = min(width, height)
-    width, height = (max(size, round(side * size / short)) for side in (width, height))
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
 
 
 def random_view(
@@ -122,7 +112,7 @@ class ImageDataset(Dataset):
                 _logger.warning("%s Left out.", error)
             return None
         if epoch is None:
-            view = resize_center_crop(image, self.size)
+            view = resize_crop(image, self.size)
         else:
             generator = seeded("view", self.seed, epoch, index)
             view = random_view(image, self.size, generator, scale=self.scale, hflip=self.hflip)

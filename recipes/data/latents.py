@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.data.corpus import ImageCorpus, content_hash
-from recipes.data.images import ImageDataModule, random_view, resize_center_crop, to_float
+from recipes.data.images import ImageDataModule, random_view, to_float
 from recipes.data.latent_cache import LatentCache, LatentCacheWriter, exclusive
 from recipes.data.resumable import ResumableDataModule
 from recipes.data.sampler import seeded
+from zoo.media import resize_crop
 
 __all__ = ["LatentBatch", "LatentDataModule", "LatentDataset", "ViewDataset", "encode_views", "weights_hash"]
 
@@ -89,7 +90,7 @@ class ViewDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         image = self.corpus.read(index)
-        center = np.asarray(resize_center_crop(image, self.size))
+        center = np.asarray(resize_crop(image, self.size))
         views = [center]
         for view in range(1, self.views):
             if view == 1 and self.hflip > 0:

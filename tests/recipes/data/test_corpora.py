@@ -143,6 +143,13 @@ def test_folders_are_ordered_by_path_and_labelled_by_the_first_sub_folder(folder
     assert corpus.read(0).size == (48, 40)
 
 
+def test_the_pack_in_the_package_is_opened_by_name():
+    corpus = open_images("samples")
+    assert len(corpus) == 12
+    assert {corpus.read(i).size for i in range(12)} == {(256, 256)}
+    assert "cat.jpg" in [corpus.key(i) for i in range(12)]
+
+
 def test_sources_that_are_not_there(tmp_path, pack):
     with pytest.raises(FileNotFoundError, match="no file, no folder, and no glob"):
         open_images(tmp_path / "nothing")

@@ -12,10 +12,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from recipes.data.images import random_view, resize_center_crop
+from recipes.data.images import random_view
 from recipes.data.latent_cache import LatentCache, LatentCacheWriter
 from recipes.data.latents import LatentDataModule, weights_hash
 from recipes.data.sampler import seeded
+from zoo.media import resize_crop
 from zoo.tokens import Tokens, TokenSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -78,7 +79,7 @@ def test_the_views_are_the_centre_its_mirror_and_random_squares(pack, tmp_path):
     data = ready(module(pack, tmp_path, FrontEnd(), seed=5, random_crop=(0.5, 0.9)))
     cache = data.train_set.cache
     image = data._pictures.corpus("train").read(7)
-    center = np.asarray(resize_center_crop(image, 16))
+    center = np.asarray(resize_crop(image, 16))
     drawn = random_view(image, 16, seeded("latent view", 5, 2, 7), scale=(0.5, 0.9), hflip=0.5)
     for view, expected in enumerate([center, center[:, ::-1], np.asarray(drawn)]):
         assert np.array_equal(cache.read(7, view)[1].transpose(1, 2, 0), expected)

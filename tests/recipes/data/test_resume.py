@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning: few workers, a new folder for checkpoints
 
@@ -94,6 +95,33 @@ def test_gradient_accumulation_goes_on_after_the_optimizer_step(pack, tmp_path, 
         assert resumed.steps == whole[seen:], step
 
 
+def test_two_manual_optimizers_go_on_exactly(pack, tmp_path, linear_run):
+    class Manual(linear_run.Linear):
+        """Steps two optimizers in every batch, so that Lightning's step counts twice."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx) -> None:
+            loss = super().training_step(batch, batch_idx)
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+        def configure_optimizers(self):
+            return [torch.optim.Adam([part], lr=1e-2) for part in (self.layer.weight, self.layer.bias)]
+
+    def run(folder, **options):
+        return linear_run.train(pack, tmp_path / folder, module=Manual(), max_epochs=3, **options).steps
+
+    whole = run("whole")
+    assert len(whole) == 3 * EPOCH
+    for batch in (3, 5, 7):
+        assert run(str(batch), resume=tmp_path / "whole" / f"step={2 * batch}.ckpt") == whole[batch:], batch
+
+
 def test_a_run_stopped_by_max_steps_is_extended_exactly(pack, tmp_path, linear_run):
     whole = linear_run.train(pack, tmp_path / "whole", max_steps=13).steps
     end = {"every_n_train_steps": None, "every_n_epochs": 1, "save_on_train_epoch_end": True}
@@ -114,17 +142,17 @@ def test_another_order_is_refused_inside_an_epoch_and_taken_between_epochs(pack,
     ).steps
 
 
-def test_a_second_run_with_the_same_datamodule_starts_at_the_beginning(pack, linear_run):
-    import lightning.pytorch as pl
+def test_a_fresh_run_after_a_resumed_one_starts_at_the_beginning(pack, tmp_path, linear_run):
+    def run(folder, data, **options):
+        return linear_run.train(pack, tmp_path / folder, datamodule=data, max_epochs=2, **options).steps
 
-    data = linear_run.ImageDataModule(str(pack), size=linear_run.SIZE, batch_size=linear_run.BATCH, seed=3)
-    runs = []
-    for _ in range(2):
-        module = linear_run.Linear()
-        settings = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        pl.Trainer(max_epochs=1, enable_checkpointing=False, **settings).fit(module, data)
-        runs.append(module.steps)
-    assert runs[0] == runs[1]
+    def data(batch_size):
+        return linear_run.ImageDataModule(str(pack), size=linear_run.SIZE, batch_size=batch_size, seed=3)
+
+    run("whole", data(4))
+    used, expected = data(2), run("other", data(2))
+    run("resumed", used, resume=tmp_path / "whole" / "step=5.ckpt")  # an end of epoch: the batch size may change
+    assert run("fresh", used) == expected
 
 
 @pytest.mark.slow
