@@ -138,7 +138,8 @@ class _MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+        gate = F.silu(gate)
+        return self.down(gate * up if torch.is_grad_enabled() else gate.mul_(up))
 
 
 class _EncoderBlock(nn.Module):
@@ -212,19 +213,22 @@ class _DecoderBlock(nn.Module):
             bias: on the scores, by key, `(b, 1, 1, n)`.
         """
         attention_gate, mlp_gate, attention_shift, attention_scale, mlp_shift, mlp_scale = pieces.to(x.dtype).unbind(2)
-        q, k, v = self.attention.project(_by_part(_norm(x), patches, 1 + attention_scale, attention_shift))
-        x = x + _by_part(self.attention.out(self.attention.attend(q, k, v, bias)), patches, attention_gate)
-        return x + _by_part(self.mlp(_by_part(_norm(x), patches, 1 + mlp_scale, mlp_shift)), patches, mlp_gate)
+        q, k, v = self.attention.project(_modulate(_norm(x), attention_scale, attention_shift, patches))
+        x = _add(x, self.attention.out(self.attention.attend(q, k, v, bias)), attention_gate, patches)
+        return _add(x, self.mlp(_modulate(_norm(x), mlp_scale, mlp_shift, patches)), mlp_gate, patches)
 
 
-def _by_part(x: Tensor, patches: int, scale: Tensor, shift: Tensor | None = None) -> Tensor:
-    """Scale (and shift) the first `patches` positions by row 0 of `(b or 1, 2, width)` and the others by row 1."""
-    parts = [x[:, :patches], x[:, patches:]]
-    for row in (0, 1):
-        parts[row] = parts[row] * scale[:, row, None]
-        if shift is not None:
-            parts[row] = parts[row] + shift[:, row, None]
-    return torch.cat(parts, 1)
+def _modulate(x: Tensor, scale: Tensor, shift: Tensor, patches: int) -> Tensor:
+    """Give x * (1 + scale) + shift; the first `patches` positions use row 0 of `(b or 1, 2, width)`, the others row 1."""
+    scale = 1 + scale
+    rows = ((x[:, :patches], 0), (x[:, patches:], 1))
+    return torch.cat([torch.addcmul(shift[:, row, None], part, scale[:, row, None]) for part, row in rows], 1)
+
+
+def _add(x: Tensor, change: Tensor, gate: Tensor, patches: int) -> Tensor:
+    """Give x + gate * change, with the rows of `gate` as in `_modulate`."""
+    rows = ((slice(None, patches), 0), (slice(patches, None), 1))
+    return torch.cat([torch.addcmul(x[:, part], change[:, part], gate[:, row, None]) for part, row in rows], 1)
 
 
 class Modulation(list[Tensor]):

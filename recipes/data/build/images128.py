@@ -374,7 +374,7 @@ def build(
             (.deb files) that are there are not downloaded.
         only: build from these packages only. Composites then have only their photographs as backgrounds, and a
             gradient where there are none.
-        without: leave these packages out.
+        without: leave these packages and sources (their source_id) out.
         size: side of the pictures in pixels, 32..512. The original pack has 128; smaller crops are enlarged.
         seed: for the composites.
         overwrite: replace a build with other settings that is in `out`.
@@ -434,7 +434,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: %(default)s)")
     parser.add_argument("--only", type=_names, metavar="PACKAGE,...", help="take these packages only")
-    parser.add_argument("--without", type=_names, default=[], metavar="PACKAGE,...", help="leave these packages out")
+    parser.add_argument(
+        "--release", action="store_true", help="leave out what weights that are to be published must not be trained on"
+    )
+    parser.add_argument("--without", type=_names, default=[], metavar="PACKAGE,...", help="leave these packages (or single source_ids) out")
     parser.add_argument("--cache", metavar="DIR", help=f"folder of .deb files (default: {packages.default_cache()})")
     parser.add_argument("--seed", type=int, default=0, help="for the composites (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a build with other settings in OUT")
@@ -447,7 +450,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.out,
             cache=arguments.cache,
             only=arguments.only,
-            without=arguments.without,
+            without=[*arguments.without, *(manifest.RELEASE_WITHOUT if arguments.release else ())],
             size=arguments.size,
             seed=arguments.seed,
             overwrite=arguments.overwrite,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from recipes.data.build.packages import Package
 
-__all__ = [
+__all__ = ["RELEASE_WITHOUT", 
     "KINDS",
     "LABELS",
     "SHARD_SAMPLES",
@@ -44,6 +44,10 @@ Box = tuple[int, int, int, int]
 def source_id(package: str, file: str) -> str:
     """Return the 12 hexadecimal digits that name a source picture: the beginning of SHA-1 of `PACKAGE/FILE`."""
     return hashlib.sha1(f"{package}/{file}".encode()).hexdigest()[:12]
+
+RELEASE_WITHOUT = ("opencv-doc", "0878bf68e727")
+"""What weights that are to be published must not be trained on: pictures of undocumented origin, and one (a kangaroo) under
+GFDL-1.2, which does not combine with the GPL-3.0-or-later that all other sources allow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +140,21 @@ class Manifest:
     def select(self, *, only: Collection[str] | None = None, without: Collection[str] = ()) -> "Manifest":
         """Return the part that comes from some packages; the order of what stays is kept.
 
+        Args:
+            only: packages to take; None takes all.
+            without: packages and single sources (their source_id) to leave out.
+
         Raises:
-            ValueError: a name that is no package of the pack; nothing is left.
+            ValueError: a name that is no package (or source) of the pack; nothing is left.
         """
         names = [package.name for package in self.packages]
-        for argument, chosen in (("only", only or ()), ("without", without)):
-            unknown = [name for name in chosen if name not in names]
+        single = {source.source_id for source in self.sources}
+        for argument, chosen, known in (("only", only or (), set(names)), ("without", without, single.union(names))):
+            unknown = [name for name in chosen if name not in known]
             if unknown:
                 raise ValueError(
-                    f"Manifest.select: {argument} has {unknown[0]!r}, not a package. Allowed: {', '.join(names)}."
+                    f"Manifest.select: {argument} has {unknown[0]!r}, not a package. Allowed: {', '.join(names)}"
+                    + (", or a source_id of the records." if argument == "without" else ".")
                 )
         kept = {name for name in names if (only is None or name in only) and name not in without}
         if not kept:
@@ -153,7 +163,12 @@ class Manifest:
             )
         return Manifest(
             tuple(package for package in self.packages if package.name in kept),
-            {split: tuple(crop for crop in self.crops[split] if crop.source.package in kept) for split in SPLITS},
+            {
+                split: tuple(
+                    crop for crop in self.crops[split] if crop.source.package in kept and crop.source.source_id not in without
+                )
+                for split in SPLITS
+            },
         )
 
     def shards(self, samples: int = SHARD_SAMPLES) -> dict[str, tuple[Crop, ...]]:
@@ -260,7 +275,7 @@ def sources(*, without: Sequence[str] = (), manifest: Manifest | None = None) ->
     """Say what the pack takes from each package.
 
     Args:
-        without: packages to leave out, for instance `("opencv-doc",)`, as for weights that are to be published.
+        without: packages and sources to leave out; `RELEASE_WITHOUT` for weights that are to be published.
         manifest: another manifest than the one of the package.
 
     Returns:
