@@ -173,7 +173,7 @@ class HubServer:
         with self.lock:
             return sum(method in ("", seen.method) and re.search(path, seen.path) is not None for seen in self.log)
 
-    def wait_for(self, method: str, path: str, *, seconds: float = 20.0) -> bool:
+    def wait_for(self, method: str, path: str, *, seconds: float = 60.0) -> bool:
         """Wait until such a request has arrived."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -120,7 +120,7 @@ def test_a_moved_branch_is_followed_and_the_old_commit_stays(hub: HubServer, cac
 
 def test_hub_and_client_are_not_imported_before_they_are_needed(tmp_path: Path) -> None:
     process = _run("import sys, zoo.hub; print([m for m in ('torch', 'huggingface_hub') if m in sys.modules])", tmp_path)
-    assert process.communicate(timeout=60)[0].strip() == "[]"
+    assert process.communicate(timeout=120)[0].strip() == "[]"
 
 
 def test_four_processes_download_one_file_at_once(hub: HubServer, cache: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_four_processes_download_one_file_at_once(hub: HubServer, cache: Path, t
     code = f"from zoo.hub import fetch, sha256_of; print(sha256_of(fetch({REPO!r}, 'model.safetensors', endpoint={hub.url!r}, "
     code += f"cache_dir={str(cache)!r}, token=False)))"
     processes = [_run(code, tmp_path, HF_HUB_DISABLE_XET="1") for _ in range(4)]
-    printed = {process.communicate(timeout=60)[0].strip() for process in processes}
+    printed = {process.communicate(timeout=120)[0].strip() for process in processes}
     assert printed == {hub.repos[REPO].commits[hub.repos[REPO].branches["main"]]["model.safetensors"].sha256}
     assert hub.count("GET", "/lfs/") == 1
     assert len(_blobs(cache)) == 1
@@ -321,7 +321,7 @@ def test_offline_environment_makes_no_request(hub: HubServer, cache: Path, tmp_p
         except HubError as error:
             print(error.kind)
     """
-    out = _run(code, tmp_path, HF_HUB_OFFLINE="1").communicate(timeout=60)[0]
+    out = _run(code, tmp_path, HF_HUB_OFFLINE="1").communicate(timeout=120)[0]
     assert out.split() == [str(path), "offline"]
     assert hub.log == []
 
@@ -744,7 +744,7 @@ def test_a_push_killed_before_its_commit_leaves_the_old_revision(hub: HubServer,
     process = _run(code, tmp_path, HF_HUB_DISABLE_XET="1")
     assert hub.wait_for("POST", "/commit/")
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert hub.count("PUT", "/lfs/") == 1
     assert hub.repos[REPO].branches["main"] == old
     assert torch.equal(read_tensors(_get_folder(hub, cache) / "model.safetensors")["w"], torch.ones(4, 4))
@@ -763,7 +763,7 @@ def test_push_with_xet_enabled_and_a_server_that_takes_everything_inline(tmp_pat
             assert not constants.HF_HUB_DISABLE_XET
             print(push({str(folder)!r}, {REPO!r}, endpoint={hub.url!r}, token={WRITER!r}))
         """
-        out, err = _run(code, tmp_path).communicate(timeout=60)
+        out, err = _run(code, tmp_path).communicate(timeout=120)
         assert out.split() == [hub.repos[REPO].branches["main"]], err
         assert hub.count("PUT") == 0
         files = hub.repos[REPO].commits[out.strip()]
