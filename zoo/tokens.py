@@ -5,8 +5,10 @@ Shapes: `b` batch, `n` positions of a 1D layout, `d` depth (codes of one positio
 
 import json
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,9 @@ __all__ = ["Segment", "TokenSpec", "Tokens"]
 
 Order = Literal["position", "level", "delay"]
 ORDERS: tuple[Order, ...] = ("position", "level", "delay")
+_EXTENT_AXES = {"image": 2, "video": 3, "audio": 1}
+_NORMALISATIONS = ("normalised", "raw")
+_FORMAT = "zoo-tokens-1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,10 @@ class Segment:
 
     length: int
     stride: int
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.stride < 1:
+            raise ValueError(f"Segment: length={self.length}, stride={self.stride}. Both must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,26 +63,45 @@ class TokenSpec:
     latents: str = "normalised"
 
     def __post_init__(self) -> None:
+        name = f"TokenSpec of {self.tokenizer}"
+        object.__setattr__(self, "vocabulary", tuple(self.vocabulary))
+        object.__setattr__(self, "segments", tuple(self.segments))
+        if self.modality not in _EXTENT_AXES:
+            raise ValueError(f"{name}: modality={self.modality!r}. Allowed: {', '.join(_EXTENT_AXES)}.")
         if bool(self.vocabulary) == (self.channels is not None):
-            raise ValueError(
-                f"TokenSpec of {self.tokenizer}: give either vocabulary (discrete) or channels (continuous), not both or none."
-            )
-        if any(size < 1 for size in self.vocabulary):
-            raise ValueError(f"TokenSpec of {self.tokenizer}: vocabulary={self.vocabulary} must hold sizes of at least 1.")
+            raise ValueError(f"{name}: give either vocabulary (discrete) or channels (continuous), not both or none.")
+        if not all(1 <= size < 2**63 for size in self.vocabulary):
+            raise ValueError(f"{name}: vocabulary={self.vocabulary} must hold sizes of at least 1 and below 2^63.")
+        if self.channels is not None and self.channels < 1:
+            raise ValueError(f"{name}: channels={self.channels}. Allowed: at least 1.")
+        if self.latents not in _NORMALISATIONS:
+            raise ValueError(f"{name}: latents={self.latents!r}. Allowed: {', '.join(_NORMALISATIONS)}.")
 
     @property
     def discrete(self) -> bool:
         return bool(self.vocabulary)
 
+    @property
+    def segment_ends(self) -> list[int]:
+        """Positions at which a multi-rate axis may be cut: the end of each level; empty for one rate."""
+        return list(accumulate(segment.length for segment in self.segments))
+
     def to_json(self) -> str:
+        """Text for the header of a file; `from_json` reads it."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "TokenSpec":
-        values = json.loads(text)
-        values["vocabulary"] = tuple(values["vocabulary"])
-        values["segments"] = tuple(Segment(**segment) for segment in values["segments"])
-        return cls(**values)
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, or other keys or values than `to_json` writes.
+        """
+        try:
+            values = json.loads(text)
+            return cls(**{**values, "segments": tuple(Segment(**segment) for segment in values["segments"])})
+        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"TokenSpec.from_json: {text[:80]!r} is not what to_json writes ({error}).") from error
 
 
 def _narrowest(largest: int) -> torch.dtype:
@@ -93,7 +121,8 @@ class Tokens:
             tokens and audio frames, `(h, w)` for a grid, `(t, h, w)` for video.
         spec: what the numbers mean.
         extent: `(b, m)` int64, each item's size before encoding: `(h, w)`, `(t, h, w)` or `(samples,)`. Decoding gives it back.
-        lengths: `(b,)` int64, how many positions of each item are real, where items differ; None when all are.
+        lengths: how much of each item is real, where items differ: int64 `(b,)` along the first axis of positions, or
+            `(b, axes)` along every axis of a grid. None when all is real. The rest is filler (zeros).
         side: named tensors that the decoder needs beside the codes, batch first; counted in `bits`.
     """
 
@@ -104,33 +133,70 @@ class Tokens:
     side: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not torch.is_tensor(self.extent):
+            rows = [self.extent] * len(self.data) if self.extent and isinstance(self.extent[0], int) else self.extent
+            object.__setattr__(self, "extent", torch.tensor(rows, dtype=torch.int64, device=self.data.device))
+        object.__setattr__(self, "side", dict(self.side))
         name = f"Tokens of {self.spec.tokenizer}"
+        self._check_data(name)
+        self._check_extent(name)
+        self._check_lengths(name)
+        for key, value in self.side.items():
+            if not torch.is_tensor(value):
+                raise ValueError(f"{name}: side[{key!r}] is a {type(value).__name__}. Needed: a tensor, batch first.")
+            if value.ndim < 1 or len(value) != len(self.data):
+                held = len(value) if value.ndim else "one number, not"
+                raise ValueError(f"{name}: side[{key!r}] holds {held} items for a batch of {len(self.data)}.")
+
+    def _check_data(self, name: str) -> None:
         if self.data.ndim < 3:
             raise ValueError(f"{name}: data has shape {tuple(self.data.shape)}. Needed: (batch, *positions, depth).")
         last = self.data.shape[-1]
         if self.spec.discrete:
+            most = len(self.spec.vocabulary)
             if self.data.dtype != torch.int64:
                 raise ValueError(f"{name}: data has dtype {self.data.dtype}. Codes must be torch.int64.")
-            if not 1 <= last <= len(self.spec.vocabulary):
-                raise ValueError(f"{name}: depth {last} is not in 1..{len(self.spec.vocabulary)}, the number of its vocabularies.")
+            if not (1 <= last <= most if self.spec.residual else last == most):
+                allowed = f"1..{most}" if self.spec.residual else f"{most}"
+                raise ValueError(f"{name}: depth {last}. Needed: {allowed}, the number of its vocabularies.")
         else:
             if not self.data.is_floating_point():
                 raise ValueError(f"{name}: data has dtype {self.data.dtype}. Latents must be floating point.")
             if last != self.spec.channels:
                 raise ValueError(f"{name}: {last} channels on the last axis. Needed: {self.spec.channels}.")
-        if not torch.is_tensor(self.extent):
-            rows = [self.extent] * len(self.data) if self.extent and isinstance(self.extent[0], int) else self.extent
-            object.__setattr__(self, "extent", torch.tensor(rows, dtype=torch.int64, device=self.data.device))
+        if self.spec.segments:
+            if len(self.positions) != 1:
+                raise ValueError(f"{name}: positions {self.positions}. Tokens with segments have one axis of positions.")
+            ends = self.spec.segment_ends
+            if self.positions[0] not in ends:
+                raise ValueError(f"{name}: {self.positions[0]} positions do not end with a level. Allowed: {ends}.")
+
+    def _check_extent(self, name: str) -> None:
+        axes, modality = _EXTENT_AXES[self.spec.modality], self.spec.modality
         if self.extent.ndim != 2 or len(self.extent) != len(self.data):
             raise ValueError(f"{name}: extent has shape {tuple(self.extent.shape)}. Needed: (batch, axes of the signal).")
-        if self.lengths is not None:
-            if self.lengths.shape != (len(self.data),):
-                raise ValueError(f"{name}: lengths has shape {tuple(self.lengths.shape)}. Needed: ({len(self.data)},).")
-            if len(self.data) and not (0 <= int(self.lengths.min()) and int(self.lengths.max()) <= self.data.shape[1]):
-                raise ValueError(f"{name}: lengths={self.lengths.tolist()} are not all in 0..{self.data.shape[1]}.")
-        for key, value in self.side.items():
-            if len(value) != len(self.data):
-                raise ValueError(f"{name}: side[{key!r}] holds {len(value)} items for a batch of {len(self.data)}.")
+        if self.extent.dtype != torch.int64:
+            raise ValueError(f"{name}: extent has dtype {self.extent.dtype}. Needed: torch.int64.")
+        if self.extent.shape[1] != axes:
+            raise ValueError(f"{name}: extent has {self.extent.shape[1]} numbers for an item. Needed: {axes} for {modality}.")
+        if len(self.extent) and not self.extent.is_meta and int(self.extent.min()) < 1:
+            raise ValueError(f"{name}: extent={self.extent.tolist()}. Every side must be at least 1.")
+
+    def _check_lengths(self, name: str) -> None:
+        if self.lengths is None:
+            return
+        allowed = [(len(self.data),)] + ([(len(self.data), len(self.positions))] if len(self.positions) > 1 else [])
+        if tuple(self.lengths.shape) not in allowed:
+            raise ValueError(f"{name}: lengths has shape {tuple(self.lengths.shape)}. Needed: {' or '.join(map(str, allowed))}.")
+        if self.lengths.dtype != torch.int64:
+            raise ValueError(f"{name}: lengths has dtype {self.lengths.dtype}. Needed: torch.int64.")
+        if len(self.data) and not self.lengths.is_meta:
+            most = torch.tensor(self.positions, device=self.lengths.device)
+            inside = self.lengths <= (most if self.lengths.ndim == 2 else most[0])
+            if int(self.lengths.min()) < 0 or not bool(inside.all()):
+                sides = self.positions[:1] if self.lengths.ndim == 1 else self.positions
+                ranges = ", ".join(f"0..{side}" for side in sides)
+                raise ValueError(f"{name}: lengths={self.lengths.tolist()} are not all in {ranges}.")
 
     # -- facts ---------------------------------------------------------------------------------------------------------------
 
@@ -154,20 +220,24 @@ class Tokens:
         return self.data.device
 
     @property
+    def sizes(self) -> Tensor:
+        """`(b, axes)` int64: real positions of each item along each axis of positions."""
+        if self.lengths is not None and self.lengths.ndim == 2:
+            return self.lengths
+        sizes = torch.tensor(self.positions, dtype=torch.int64, device=self.device).repeat(len(self), 1)
+        if self.lengths is not None:
+            sizes[:, 0] = self.lengths
+        return sizes
+
+    @property
     def counts(self) -> Tensor:
         """`(b,)` int64: real positions of each item."""
-        if self.lengths is not None:
-            per_step = math.prod(self.positions[1:])
-            return self.lengths * per_step
-        return torch.full((len(self),), math.prod(self.positions), dtype=torch.int64, device=self.device)
+        return self.sizes.prod(1)
 
     @property
     def mask(self) -> Tensor:
-        """`(b, positions[0])` boolean: True where the position is real."""
-        index = torch.arange(self.data.shape[1], device=self.device)
-        if self.lengths is None:
-            return torch.ones(len(self), len(index), dtype=torch.bool, device=self.device)
-        return index < self.lengths[:, None]
+        """`(b, *positions)` boolean: True where the position is real."""
+        return _real(self.positions, self.sizes)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -178,20 +248,20 @@ class Tokens:
         return f"Tokens({self.spec.tokenizer}, {tuple(self.data.shape)}, {kind}{cut})"
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "Tokens":
-        """Select items of the batch; an int keeps the batch axis."""
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"Tokens of {self.spec.tokenizer}: item {index} of a batch of {len(self)}.")
-            index = [index]
-        if not isinstance(index, slice | Tensor):
-            index = list(index)
-        return replace(
-            self,
-            data=self.data[index],
-            extent=self.extent[index],
-            lengths=None if self.lengths is None else self.lengths[index],
-            side={key: value[index] for key, value in self.side.items()},
-        )
+        """Select items of the batch; an int keeps the batch axis. Filler that none of them needs is left out."""
+        if hasattr(index, "__index__") and getattr(index, "ndim", 0) == 0:
+            row = operator.index(index)  # type: ignore[arg-type]
+            if not -len(self) <= row < len(self):
+                raise IndexError(f"Tokens of {self.spec.tokenizer}: item {row} of a batch of {len(self)}.")
+            index = [row]
+        if not isinstance(index, slice):
+            index = torch.as_tensor(index, device=self.device)
+            index = index if index.numel() else index.long()
+        data, lengths = self.data[index], None
+        if self.lengths is not None:
+            data, lengths = _tight(data, self.sizes[index])
+        side = {key: value[index] for key, value in self.side.items()}
+        return replace(self, data=data, extent=self.extent[index], lengths=lengths, side=side)
 
     def __iter__(self) -> Iterator["Tokens"]:
         return (self[i] for i in range(len(self)))
@@ -210,26 +280,26 @@ class Tokens:
         n = self.data.shape[1]
         if not self.spec.ordered:
             raise ValueError(f"{name}: the positions of this tokenizer are not ordered. Use depth(d) if it is residual.")
-        per_item = not isinstance(k, int)
-        ks = torch.as_tensor(k, dtype=torch.int64, device=self.device).expand(len(self)) if not per_item else torch.as_tensor(
-            k, dtype=torch.int64, device=self.device
-        )
-        if ks.shape != (len(self),):
-            raise ValueError(f"{name}: k has shape {tuple(ks.shape)} for a batch of {len(self)}. Give one int or one for each item.")
-        if len(ks) and not (1 <= int(ks.min()) and int(ks.max()) <= n):
+        try:
+            ks = torch.as_tensor(k, device=self.device)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: k={k!r}. Needed: one int, or one for each item.") from error
+        if ks.numel() and (ks.is_floating_point() or ks.is_complex() or ks.dtype == torch.bool):
+            raise ValueError(f"{name}: k={k}. Needed: one int, or one for each item.")
+        if ks.shape not in ((), (len(self),)):
+            raise ValueError(f"{name}: k has shape {tuple(ks.shape)} for a batch of {len(self)}. Give one int, or one for each.")
+        ks = ks.long()
+        if ks.numel() and (int(ks.min()) < 1 or int(ks.max()) > n):
             raise ValueError(f"{name}: k={k} is outside 1..{n}, the positions there are.")
-        if self.spec.segments:
-            ends = torch.tensor([s.length for s in self.spec.segments]).cumsum(0).tolist()
-            if any(v not in ends for v in ks.tolist()):
-                raise ValueError(f"{name}: k={k} cuts inside a level. Allowed: {ends}.")
-        longest = int(ks.max()) if len(ks) else n
-        data = self.data[:, :longest]
-        counts = ks if self.lengths is None else torch.minimum(ks, self.lengths)
-        uniform = len(counts) == 0 or bool((counts == longest).all())
-        if not uniform:
-            real = torch.arange(longest, device=self.device) < counts[:, None]
-            data = data * real.view(*real.shape, *[1] * (data.ndim - 2)).to(data.dtype)
-        return replace(self, data=data, lengths=None if uniform else counts)
+        ends = self.spec.segment_ends
+        if ends and any(v not in ends for v in ks.reshape(-1).tolist()):
+            raise ValueError(f"{name}: k={k} cuts inside a level. Allowed: {ends}.")
+        if not len(self):
+            return replace(self, data=self.data[:, : int(ks)] if ks.ndim == 0 else self.data)
+        sizes = self.sizes.clone()
+        sizes[:, 0] = torch.minimum(sizes[:, 0], ks)
+        data, lengths = _tight(self.data, sizes)
+        return replace(self, data=data, lengths=lengths)
 
     def depth(self, d: int) -> "Tokens":
         """Keep the first `d` codes of each position of a residual tokenizer.
@@ -240,6 +310,8 @@ class Tokens:
         name = f"Tokens of {self.spec.tokenizer}.depth"
         if not self.spec.residual:
             raise ValueError(f"{name}: the codes of one position are not levels of refinement here, so none can be left out.")
+        if not hasattr(d, "__index__") or isinstance(d, bool):
+            raise ValueError(f"{name}: d={d!r}. Needed: an int in 1..{self.levels}.")
         if not 1 <= d <= self.levels:
             raise ValueError(f"{name}: d={d} is outside 1..{self.levels}, the levels there are.")
         return replace(self, data=self.data[..., :d])
@@ -287,10 +359,13 @@ class Tokens:
         """Codes with a vocabulary of their own for each depth, same shape as `data`: add `vocabulary_offsets()`.
 
         Raises:
-            ValueError: latents have no vocabulary.
+            ValueError: latents have no vocabulary, or the joint one does not fit 64 bits.
         """
+        name = f"Tokens of {self.spec.tokenizer}.offset"
         if not self.discrete:
-            raise ValueError(f"Tokens of {self.spec.tokenizer}.offset: latents have no vocabulary.")
+            raise ValueError(f"{name}: latents have no vocabulary.")
+        if sum(self.spec.vocabulary[: self.levels]) >= 2**63:
+            raise ValueError(f"{name}: a joint vocabulary of {self.spec.vocabulary[: self.levels]} does not fit 64 bits.")
         return self.data + torch.tensor(self.vocabulary_offsets(), dtype=torch.int64, device=self.device)
 
     def flatten(self, *, order: Order = "position", joint: bool = False, pad: int = -1) -> Tensor:
@@ -304,15 +379,18 @@ class Tokens:
 
         Returns:
             int64 `(b, n * d)`, or `(b, (n + d - 1) * d)` for "delay".
+
+        Raises:
+            ValueError: latents, another order, or a joint vocabulary that does not fit 64 bits.
         """
+        name = f"Tokens of {self.spec.tokenizer}.flatten"
         if order not in ORDERS:
-            raise ValueError(f"Tokens of {self.spec.tokenizer}.flatten: order={order!r}. Allowed: {', '.join(ORDERS)}.")
-        codes = self.offset() if joint else self.data
+            raise ValueError(f"{name}: order={order!r}. Allowed: {', '.join(ORDERS)}.")
         if not self.discrete:
-            raise ValueError(f"Tokens of {self.spec.tokenizer}.flatten: latents are not a sequence of codes.")
+            raise ValueError(f"{name}: latents are not a sequence of codes.")
+        codes = self.offset() if joint else self.data
         if self.lengths is not None:
-            mask = self.mask.view(*self.mask.shape, *[1] * (codes.ndim - 2))
-            codes = codes.masked_fill(~mask, pad)
+            codes = codes.masked_fill(~self.mask[..., None], pad)
         codes = codes.flatten(1, -2)
         b, n, d = codes.shape
         if order == "level":
@@ -331,11 +409,15 @@ class Tokens:
             ids: int64 `(b, length)`; padding is ignored where these tokens have no real position.
 
         Raises:
-            ValueError: wrong length, a code outside its vocabulary, or no batch of the same size.
+            ValueError: wrong length or dtype, a code outside its vocabulary, no batch of the same size, or latents.
         """
         name = f"Tokens of {self.spec.tokenizer}.unflatten"
         if order not in ORDERS:
             raise ValueError(f"{name}: order={order!r}. Allowed: {', '.join(ORDERS)}.")
+        if not self.discrete:
+            raise ValueError(f"{name}: latents are not a sequence of codes.")
+        if ids.dtype != torch.int64:
+            raise ValueError(f"{name}: ids have dtype {ids.dtype}. Needed: torch.int64.")
         n, d = math.prod(self.positions), self.levels
         wanted = (len(self), (n + d - 1) * d if order == "delay" else n * d)
         if tuple(ids.shape) != wanted:
@@ -351,8 +433,7 @@ class Tokens:
             codes = codes - torch.tensor(self.vocabulary_offsets(), dtype=torch.int64, device=codes.device)
         codes = codes.reshape(self.data.shape)
         if self.lengths is not None:
-            mask = self.mask.view(*self.mask.shape, *[1] * (codes.ndim - 2))
-            codes = codes.masked_fill(~mask, 0)
+            codes = codes.masked_fill(~self.mask[..., None], 0)
         tokens = replace(self, data=codes.contiguous())
         tokens.check_codes(name)
         return tokens
@@ -378,6 +459,7 @@ class Tokens:
     # -- moving and keeping ----------------------------------------------------------------------------------------------------
 
     def to(self, device: torch.device | str) -> "Tokens":
+        """Move every tensor to a device."""
         return replace(
             self,
             data=self.data.to(device),
@@ -388,38 +470,45 @@ class Tokens:
 
     @staticmethod
     def cat(parts: Sequence["Tokens"]) -> "Tokens":
-        """Join batches of one tokenizer; shorter ones are padded with zeros and `lengths` remembers.
+        """Join batches of one tokenizer; smaller items are padded with zeros and `lengths` remembers.
 
         Raises:
-            ValueError: nothing to join, or parts of different tokenizers, depths or grids.
+            ValueError: nothing to join, or parts that differ in tokenizer, depth, axes of the grid, dtype or names of side tensors.
         """
         if not parts:
             raise ValueError("Tokens.cat: parts is empty. Give at least one Tokens.")
-        first = parts[0]
+        first, name = parts[0], f"Tokens.cat of {parts[0].spec.tokenizer}"
         for part in parts[1:]:
-            if part.spec != first.spec or part.data.shape[2:] != first.data.shape[2:]:
-                raise ValueError(f"Tokens.cat: {part} does not fit {first}: same tokenizer, depth and grid are needed.")
-        longest = max(part.data.shape[1] for part in parts)
-        unequal = any(part.lengths is not None or part.data.shape[1] != longest for part in parts)
-        rows, lengths = [], []
+            if part.spec != first.spec or part.levels != first.levels or part.data.ndim != first.data.ndim:
+                raise ValueError(f"Tokens.cat: {part} does not fit {first}: same tokenizer, depth and axes of the grid are needed.")
+            if part.data.dtype != first.data.dtype:
+                raise ValueError(f"{name}: latents are {first.data.dtype} and {part.data.dtype}. Needed: one dtype.")
+            if part.side.keys() != first.side.keys():
+                raise ValueError(f"{name}: parts have the side tensors {[*first.side]} and {[*part.side]}. Needed: the same.")
+        largest = [max(sides) for sides in zip(*(part.positions for part in parts), strict=True)]
+        rows = []
         for part in parts:
-            missing = longest - part.data.shape[1]
-            filler = part.data.new_zeros(len(part), missing, *part.data.shape[2:])
-            rows.append(torch.cat([part.data, filler], 1))
-            full = torch.full((len(part),), part.data.shape[1], dtype=torch.int64, device=part.device)
-            lengths.append(full if part.lengths is None else part.lengths)
+            row = part.data.new_zeros(len(part), *largest, part.levels)
+            row[(slice(None), *(slice(side) for side in part.positions))] = part.data
+            rows.append(row)
+        data, lengths = _tight(torch.cat(rows), torch.cat([part.sizes for part in parts]))
         return Tokens(
-            torch.cat(rows),
+            data,
             first.spec,
             torch.cat([part.extent for part in parts]),
-            torch.cat(lengths) if unequal else None,
+            lengths,
             {key: torch.cat([part.side[key] for part in parts]) for key in first.side},
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file with the narrowest integers and the meaning in its header."""
+        """Write a safetensors file with the narrowest integers and the meaning in its header.
+
+        Raises:
+            ValueError: codes outside their vocabulary, or latents that are not finite.
+        """
         from safetensors.torch import save_file
 
+        self.check_codes(f"Tokens of {self.spec.tokenizer}.save")
         data = self.data
         if self.discrete:
             data = data.to(_narrowest(max(self.spec.vocabulary[: self.levels]) - 1))
@@ -429,9 +518,10 @@ class Tokens:
         path = Path(path)
         temporary = path.with_name(path.name + ".part")
         save_file(
-            {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+            # A copy of each: the format cannot express tensors that share memory.
+            {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()},
             temporary,
-            metadata={"format": "zoo-tokens-1", "spec": self.spec.to_json()},
+            metadata={"format": _FORMAT, "spec": self.spec.to_json()},
         )
         temporary.replace(path)
         return path
@@ -446,19 +536,49 @@ class Tokens:
         """
         from safetensors import SafetensorError, safe_open
 
+        name = f"Tokens.load of {path}"
         if not Path(path).exists():
-            raise FileNotFoundError(f"Tokens.load: no file {path}.")
+            raise FileNotFoundError(f"{name}: no such file.")
         try:
             with safe_open(path, "pt") as file:
                 metadata: dict[str, Any] = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        except SafetensorError as error:
-            raise ValueError(f"Tokens.load: {path} is not a safetensors file ({error}).") from error
-        if metadata.get("format") != "zoo-tokens-1":
-            raise ValueError(f"Tokens.load: {path} holds no tokens (its header has no format zoo-tokens-1).")
-        spec = TokenSpec.from_json(metadata["spec"])
-        data = tensors["data"].long() if spec.discrete else tensors["data"]
-        side = {key.removeprefix("side."): value for key, value in tensors.items() if key.startswith("side.")}
-        tokens = cls(data, spec, tensors["extent"], tensors.get("lengths"), side)
-        tokens.check_codes(f"Tokens.load of {path}")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{name}: not a readable safetensors file ({error}).") from error
+        missing = [key for key in ("data", "extent") if key not in tensors] + [key for key in ("spec",) if key not in metadata]
+        if metadata.get("format") != _FORMAT or missing:
+            lack = f"it lacks {', '.join(missing)}" if missing else f"its header has no format {_FORMAT}"
+            raise ValueError(f"{name}: the file holds no tokens ({lack}).")
+        data = tensors["data"]
+        try:
+            spec = TokenSpec.from_json(metadata["spec"])
+            if spec.discrete and not data.is_floating_point():
+                data = data.long()
+            side = {key.removeprefix("side."): value for key, value in tensors.items() if key.startswith("side.")}
+            tokens = cls(data, spec, tensors["extent"], tensors.get("lengths"), side)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        tokens.check_codes(name)
         return tokens
+
+
+def _real(positions: Sequence[int], sizes: Tensor) -> Tensor:
+    """Mask `(b, *positions)` of the corner of a grid that is real, by `sizes (b, axes)`."""
+    mask = torch.ones(len(sizes), *positions, dtype=torch.bool, device=sizes.device)
+    for axis, side in enumerate(positions):
+        inside = torch.arange(side, device=sizes.device) < sizes[:, axis, None]
+        mask &= inside.view(len(sizes), *(side if other == axis else 1 for other in range(len(positions))))
+    return mask
+
+
+def _tight(data: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Cut `data (b, *positions, d)` to its largest item, zero what is not real, and give `lengths` as `Tokens` keeps them."""
+    if not len(data):
+        return data, None
+    largest = sizes.amax(0)
+    data = data[(slice(None), *(slice(side) for side in largest.tolist()))]
+    same = (sizes == largest).all(0)
+    if bool(same.all()):
+        return data, None
+    data = data.masked_fill(~_real(data.shape[1:-1], sizes)[..., None], 0)
+    return data, sizes[:, 0] if bool(same[1:].all()) else sizes
