@@ -191,3 +191,16 @@ def test_no_two_quantizers_of_one_seed_differ(quantizer: Quantizer, x: torch.Ten
         assert torch.equal(quantizer(batch).codes, other(batch).codes)
     for name, value in quantizer.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
+
+
+@pytest.mark.slow
+def test_compile_with_gradient(quantizer: Quantizer, x: torch.Tensor) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(quantizer, backend="aot_eager")
+    gradients = []
+    for call in (quantizer, compiled):
+        leaf = x.clone().requires_grad_()
+        result = call(leaf)
+        ((result.x * torch.arange(x.shape[-1])).sum() + result.loss).backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)

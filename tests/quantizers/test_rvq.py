@@ -260,6 +260,16 @@ def test_dropout_draws_every_depth_and_resumes(per: str) -> None:
     assert (rvq.eval()(x).codes >= 0).all()
 
 
+def test_traced_walk_equals_the_eager_one() -> None:
+    rvq = RVQ(dim=3, codebook_size=8, num_codebooks=4)
+    rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    for kept in (4, 2, torch.arange(40) % 5):
+        eager, traced = rvq._descend(rows, kept, slope=True), rvq._descend_whole(rows, kept, slope=True)
+        assert torch.equal(eager.codes, traced.codes)
+        for one, other in zip(eager[1:], traced[1:], strict=True):
+            torch.testing.assert_close(one, other)
+
+
 def test_dropped_depths_learn_nothing() -> None:
     rvq = RVQ(dim=3, codebook_size=8, num_codebooks=3, kmeans_iterations=0, decay=0.5)
     before = [layer.codebook.clone() for layer in rvq.layers]

@@ -279,7 +279,7 @@ def test_activation_checkpointing_counts_statistics_once(reentrant: bool) -> Non
 def test_half_precision_codebook_refuses_to_train() -> None:
     vq = VQ(dim=3, codebook_size=6).to(torch.bfloat16)
     assert vq.eval()(torch.randn(2, 3).bfloat16()).x.dtype == torch.bfloat16
-    with pytest.raises(ValueError, match="running averages do not move in torch.bfloat16"):
+    with pytest.raises(ValueError, match="running averages do not move in torch"):
         vq.train()(torch.randn(2, 3).bfloat16())
 
 

@@ -9,6 +9,7 @@ from zoo.quantizers import BSQ, IBQ, LFQ, RVQ, VQ, Quantizer, UsageMonitor
 from zoo.quantizers.distributed import differentiable_mean, gather_rows
 
 STEPS = 6
+CUTS = {"halves": 15, "uneven": 22}  # vectors of rank 0; rank 1 has the rest of 30
 
 BUILDERS = {
     "vq": lambda: VQ(dim=3, codebook_size=12, decay=0.6, revive_below=0.7),
@@ -76,24 +77,36 @@ def train_wrapped(rows: slice) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in tiny.state_dict().items()}
 
 
-def run(rank: int, folder: str, cut: int) -> None:
-    """Process `rank` of two: it has rows `[:cut]` or `[cut:]` of every batch."""
+def measure(rank: int) -> dict[str, torch.Tensor]:
+    """The small pieces, with numbers that can be checked by hand."""
+    monitor = UsageMonitor(codebook_size=4)
+    monitor.update(torch.tensor([[0], [1]]) if rank == 0 else torch.tensor([[1], [3], [3]]))
+    results = {f"monitor.{name}": value for name, value in monitor.compute().items()}
+    results["gathered"] = gather_rows(torch.full((rank + 1, 2), float(rank)))
+    x = torch.tensor([1.0 + rank, 3.0], requires_grad=True)
+    mean = differentiable_mean(x * x)
+    (mean * torch.tensor([1.0, 10.0 * (rank + 1)])).sum().backward()
+    return results | {"mean": mean.detach(), "mean_gradient": x.grad}
+
+
+def run(rank: int, folder: str) -> None:
+    """Process `rank` of two: it has the first or the second part of every batch, for two ways to cut it."""
     torch.set_num_threads(1)
     # Built before the group exists, as Lightning does.
-    quantizers = {name: build() for name, build in BUILDERS.items()}
-    monitor = UsageMonitor(codebook_size=4)
+    quantizers = {(cut, name): build() for cut in CUTS for name, build in BUILDERS.items()}
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     try:
-        rows = slice(0, cut) if rank == 0 else slice(cut, None)
-        results = {f"{name}.{key}": v for name, q in quantizers.items() for key, v in train(q, rows).items()}
-        results |= {f"wrapped.{name}": value for name, value in train_wrapped(rows).items()}
-        monitor.update(torch.tensor([[0], [1]]) if rank == 0 else torch.tensor([[1], [3], [3]]))
-        results |= {f"monitor.{name}": value for name, value in monitor.compute().items()}
-        results["gathered"] = gather_rows(torch.full((rank + 1, 2), float(rank)))
-        x = torch.tensor([1.0 + rank, 3.0], requires_grad=True)
-        mean = differentiable_mean(x * x)
-        (mean * torch.tensor([1.0, 10.0 * (rank + 1)])).sum().backward()
-        results |= {"mean": mean.detach(), "mean_gradient": x.grad}
+        results = measure(rank)
+        for (cut, name), quantizer in quantizers.items():
+            for key, value in train(quantizer, own_rows(rank, cut)).items():
+                results[f"{cut}.{name}.{key}"] = value
+        for name, value in train_wrapped(own_rows(rank, "halves")).items():
+            results[f"wrapped.{name}"] = value
         torch.save(results, Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+def own_rows(rank: int, cut: str) -> slice:
+    """What of every batch this rank has."""
+    return slice(0, CUTS[cut]) if rank == 0 else slice(CUTS[cut], None)

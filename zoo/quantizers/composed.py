@@ -7,6 +7,7 @@ grouped RVQ is `Grouped` of `RVQ`, and two FSQ codebooks side by side are `Group
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,10 @@ class _Several(Quantizer):
         super().__init__(dim=dim, codebook_sizes=tuple(size for part in parts for size in part.codebook_sizes))
         self.parts = nn.ModuleList(parts)
 
+    @property
+    def _quantizers(self) -> list[Quantizer]:
+        return [cast(Quantizer, part) for part in self.parts]
+
     def _join(self, x: Tensor, results: list[Quantized]) -> Quantized:
         """Codes and statistics one after the other, the loss averaged over parts."""
         names = results[0].stats.keys()
@@ -91,20 +96,20 @@ class Grouped(_Several):
 
     def forward(self, x: Tensor) -> Quantized:
         self._check_x(x, "forward")
-        results = [part(piece) for part, piece in zip(self.parts, self._split(x), strict=True)]
+        results = [part(piece) for part, piece in zip(self._quantizers, self._split(x), strict=True)]
         return self._join(torch.cat([result.x for result in results], -1), results)
 
     def encode(self, x: Tensor) -> Tensor:
         self._check_x(x, "encode", finite=True)
-        return torch.cat([part.encode(piece) for part, piece in zip(self.parts, self._split(x), strict=True)], -1)
+        return torch.cat([part.encode(piece) for part, piece in zip(self._quantizers, self._split(x), strict=True)], -1)
 
     def decode(self, codes: Tensor) -> Tensor:
         self._check_codes(codes, "decode")
-        pieces = codes.split([part.depth for part in self.parts], dim=-1)
-        return torch.cat([part.decode(piece) for part, piece in zip(self.parts, pieces, strict=True)], -1)
+        pieces = codes.split([part.depth for part in self._quantizers], dim=-1)
+        return torch.cat([part.decode(piece) for part, piece in zip(self._quantizers, pieces, strict=True)], -1)
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
-        return x.split([part.dim for part in self.parts], dim=-1)
+        return x.split([part.dim for part in self._quantizers], dim=-1)
 
 
 class Residual(_Several):
@@ -157,14 +162,14 @@ class Residual(_Several):
     def decode(self, codes: Tensor) -> Tensor:
         """Sum the vectors of codes `(..., m)`, those of the first m parts."""
         self._check_codes(codes, "decode", shorter=True)
-        pieces = zip(self.parts, codes.split(1, dim=-1), strict=False)
+        pieces = zip(self._quantizers, codes.split(1, dim=-1), strict=False)
         return torch.stack([part.decode(piece) for part, piece in pieces]).sum(0)
 
     def _first(self, depth: int | None, where: str) -> Sequence[Quantizer]:
         if depth is None:
-            return list(self.parts)
+            return self._quantizers
         check_integer(f"Residual.{where}", "depth", depth, low=1, high=self.depth)
-        return list(self.parts)[:depth]
+        return self._quantizers[:depth]
 
 
 def _check_parts(owner: str, parts: Sequence[Quantizer]) -> None:

@@ -62,6 +62,11 @@ class DimensionWise(Quantizer):
         ValueError: an argument outside its range.
     """
 
+    _centre: Tensor
+    _spread: Tensor
+    _values: Tensor
+    _thresholds: Tensor
+
     def __init__(
         self,
         *,

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from zoo.quantizers.base import Quantized, Quantizer, exact_math, working_dtype
+from zoo.quantizers.gradients import straight_through
 from zoo.quantizers.usage import usage_stats
 
 __all__ = ["FSQ"]
 
 _STRETCH = 1e-3  # the bound reaches slightly past the outermost level, so that tanh need not saturate to select it
 _FLOAT_INTEGERS = 1 << 24  # float32 holds every integer up to here
+_VECTORS_IN_A_ROW = 64
 
 
 class FSQ(Quantizer):
@@ -41,6 +43,9 @@ class FSQ(Quantizer):
     Raises:
         ValueError: no levels, a level outside its range, or a product of 2^63 and more.
     """
+
+    _levels: Tensor
+    _strides: Tensor
 
     def __init__(self, *, levels: Sequence[int], symmetric: bool = False) -> None:
         levels = tuple(levels)
@@ -65,33 +70,30 @@ class FSQ(Quantizer):
         """
         self._check_x(x, "bound")
         with exact_math(x.device.type):
-            x = x.to(working_dtype(x.dtype))
-            levels = self._levels.to(x.dtype)
-            if self.symmetric:
-                return (x.tanh() + 1) * ((levels - 1) / 2) + 0.5
-            half = (levels - 1) * (1 + _STRETCH) / 2
-            offset = 0.5 - 0.5 * (levels % 2)
-            return torch.tanh(x + torch.atanh(offset / half)) * half - offset
+            wide, levels = self._widen(x)
+            return self._bound(wide, levels).reshape(x.shape)
 
     def forward(self, x: Tensor) -> Quantized:
-        bounded = self.bound(x)
+        self._check_x(x, "forward")
         with exact_math(x.device.type):
-            rounded = self._round(bounded.detach())
-            codes = self._codes_from_steps(rounded)
-            if bounded.requires_grad:
-                rounded = bounded + (rounded - bounded).detach()
-            value = self._value(rounded).to(x.dtype)
-        loss = torch.zeros((), device=x.device)
-        return Quantized(value, codes, loss, usage_stats(codes, self.codebook_sizes))
+            wide, levels = self._widen(x)
+            bounded = self._bound(wide, levels)
+            steps = self._round(bounded)
+            codes = self._codes(steps).reshape(*x.shape[:-1], 1)
+            value = self._value(straight_through(bounded, steps), levels, in_place=not bounded.requires_grad)
+        out = value.reshape(x.shape).to(x.dtype)
+        return Quantized(out, codes, torch.zeros((), device=x.device), usage_stats(codes, self.codebook_sizes))
 
     def encode(self, x: Tensor) -> Tensor:
         self._check_x(x, "encode", finite=True)
-        return self._codes_from_steps(self._round(self.bound(x)))
+        with exact_math(x.device.type):
+            wide, levels = self._widen(x.detach())
+            return self._codes(self._round(self._bound(wide, levels))).reshape(*x.shape[:-1], 1)
 
     def decode(self, codes: Tensor) -> Tensor:
         self._check_codes(codes, "decode")
-        digits = self._digits(codes).float()
-        return self._value(digits if self.symmetric else digits - self._centre().float())
+        steps = self._digits(codes) if self.symmetric else self._digits(codes) - self._levels // 2
+        return self._value(steps.float(), self._levels, in_place=True)
 
     def codes_to_digits(self, codes: Tensor) -> Tensor:
         """Split codes `(..., 1)` into the digit of each channel, int64 `(..., dim)`, channel j in [0, levels[j]).
@@ -112,26 +114,52 @@ class FSQ(Quantizer):
         return (digits.long() * self._strides).sum(-1, keepdim=True)
 
     # -------------------------------------------------------------- pieces
-    def _centre(self) -> Tensor:
-        return self._levels // 2
+    def _widen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `x (..., dim)` as rows of several vectors, and repeat the levels to match.
+
+        Element-wise work with a last axis of only a few channels is about twice as slow on a CPU.
+        """
+        x = x.to(working_dtype(x.dtype))
+        if torch.compiler.is_compiling() or not x.numel():
+            return x, self._levels
+        count = x.numel() // self.dim
+        together = min(count & -count, _VECTORS_IN_A_ROW)  # the largest power of two that divides the count
+        return x.reshape(-1, self.dim * together), self._levels.repeat(together)
+
+    def _bound(self, x: Tensor, levels: Tensor) -> Tensor:
+        """As `bound` on what `_widen` gives; without gradient the work is done in one piece of memory."""
+        tops = (levels - 1).to(x.dtype)
+        if self.symmetric:
+            shift, half, offset = torch.zeros_like(tops), tops / 2, -tops / 2 - 0.5
+        else:
+            half = tops * (1 + _STRETCH) / 2
+            offset = 0.5 - 0.5 * (levels % 2).to(x.dtype)
+            shift = torch.atanh(offset / half)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return torch.tanh(x + shift) * half - offset
+        return (x + shift).tanh_().mul_(half).sub_(offset)
 
     def _round(self, bounded: Tensor) -> Tensor:
-        return bounded.floor() if self.symmetric else bounded.round()
+        """t of what `_bound` gives, no gradient; overwrites a result that nobody needs for a gradient."""
+        if bounded.requires_grad:
+            return bounded.detach().floor() if self.symmetric else bounded.detach().round()
+        return bounded.floor_() if self.symmetric else bounded.round_()
 
-    def _value(self, steps: Tensor) -> Tensor:
+    def _value(self, steps: Tensor, levels: Tensor, *, in_place: bool) -> Tensor:
         """Value in [-1, 1] of t."""
         if self.symmetric:
-            return steps * (2 / (self._levels - 1).to(steps.dtype)) - 1
-        return steps / self._centre().to(steps.dtype)
+            scale = 2 / (levels - 1).to(steps.dtype)
+            return steps.mul_(scale).sub_(1) if in_place else steps * scale - 1
+        scale = (levels // 2).to(steps.dtype)
+        return steps.div_(scale) if in_place else steps / scale
 
     def _digits(self, codes: Tensor) -> Tensor:
         return torch.div(codes.long(), self._strides, rounding_mode="floor") % self._levels
 
-    def _codes_from_steps(self, steps: Tensor) -> Tensor:
-        """Codes of whole numbers t. Sums below 2^24 are exact in float32 and faster there."""
+    def _codes(self, steps: Tensor) -> Tensor:
+        """Codes `(n,)` of whole numbers t. Sums below 2^24 are exact in float32, and faster there."""
+        steps = steps.reshape(-1, self.dim)
+        first = 0 if self.symmetric else (self._levels // 2 * self._strides).sum()
         if self.codebook_sizes[0] > _FLOAT_INTEGERS:
-            digits = steps.long() if self.symmetric else steps.long() + self._centre()
-            return (digits * self._strides).sum(-1, keepdim=True)
-        strides = self._strides.to(steps.dtype)
-        first = 0 if self.symmetric else (self._centre() * self._strides).sum()
-        return (steps * strides).sum(-1, keepdim=True).long() + first
+            return (steps.long() * self._strides).sum(-1) + first
+        return torch.mv(steps, self._strides.to(steps.dtype)).long() + first

@@ -8,11 +8,11 @@ Papers: van den Oord et al., "Neural Discrete Representation Learning", arXiv 17
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 __all__ = ["Estimator", "estimate", "rotate", "straight_through", "with_gradient"]
 
@@ -23,24 +23,24 @@ _TINY = 1e-6  # norms are not allowed below this, as upstream
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, value: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, value: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return (grad if ctx.scale == 1 else grad * ctx.scale), None, None
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
         ctx.save_for_backward(x, value)
         return value.view_as(value)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, value = ctx.saved_tensors
         length_x = x.norm(dim=-1, keepdim=True).clamp_min(_TINY)
         length_value = value.norm(dim=-1, keepdim=True)
@@ -54,13 +54,13 @@ class _Rotate(torch.autograd.Function):
 
 class _WithGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
         ctx.save_for_backward(slope)
         return value.view_as(value)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return slope * grad, None, None
 

@@ -8,11 +8,12 @@ vectors x codes each, exist for a few hundred vectors at a time and are computed
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from zoo.quantizers.base import Quantized, Quantizer, check_integer, check_number, exact_math, working_dtype
 from zoo.quantizers.distributed import differentiable_mean
@@ -33,13 +34,13 @@ class _IndexBackpropagation(torch.autograd.Function):
     """Value codebook[codes]; gradient of (hard - soft' + soft) @ codebook, soft = softmax(rows @ codebook^T)."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, rows: Tensor, codebook: Tensor, codes: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, codebook: Tensor, codes: Tensor) -> Tensor:
         ctx.save_for_backward(rows, codebook, codes)
         return F.embedding(codes, codebook)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         rows, codebook, codes = ctx.saved_tensors
         with exact_math(rows.device.type):
             grad_rows = torch.empty_like(rows)
@@ -57,7 +58,7 @@ class _SoftAssignment(torch.autograd.Function):
     """Mean entropy of softmax(scale * rows @ codebook^T), and that softmax averaged over the rows `(k,)`."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, rows: Tensor, codebook: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, rows: Tensor, codebook: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(rows, codebook)
         ctx.scale = scale
         entropy, mean = rows.new_zeros(()), rows.new_zeros(len(codebook))
@@ -70,7 +71,7 @@ class _SoftAssignment(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_entropy: Tensor, grad_mean: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_entropy: Tensor, grad_mean: Tensor) -> tuple[Tensor, Tensor, None]:
         rows, codebook = ctx.saved_tensors
         with exact_math(rows.device.type):
             grad_rows, grad_codebook = torch.empty_like(rows), torch.zeros_like(codebook)

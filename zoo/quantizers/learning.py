@@ -40,6 +40,8 @@ def seeded_generator(seed: int, stream: int, step: int = 0) -> torch.Generator:
 class StepCounter(nn.Module):
     """A count of training steps that is part of the state dict (`steps`) and is read back from the device only once."""
 
+    steps: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("steps", torch.tensor(0))

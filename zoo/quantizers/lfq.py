@@ -64,6 +64,8 @@ class LFQ(Quantizer):
     """
 
     _spherical = False
+    _places: Tensor
+    _group: Tensor
 
     def __init__(
         self,
@@ -178,8 +180,8 @@ class LFQ(Quantizer):
         """H_sample and H_batch of `(n, bits)` rows; the logit of a bit is the difference of its two codes' logits."""
         logits = rows * (4 * self.scale * self.inverse_temperature)
         groups = logits.split(self.entropy_group_bits or self.dim, dim=-1)
-        batch = sum(distribution_entropy(mean_code_distribution(group), self.log_guard) for group in groups)
-        return mean_bit_entropy(logits), batch
+        batch = [distribution_entropy(mean_code_distribution(group), self.log_guard) for group in groups]
+        return mean_bit_entropy(logits), torch.stack(batch).sum()
 
 
 class BSQ(LFQ):

@@ -33,6 +33,8 @@ class ResidualFSQ(Quantizer):
         ValueError: an argument outside its range.
     """
 
+    _tops: Tensor
+
     def __init__(self, *, levels: Sequence[int], num_codebooks: int) -> None:
         grid = FSQ(levels=levels, symmetric=True)
         check_integer("ResidualFSQ", "num_codebooks", num_codebooks, low=1)

@@ -11,7 +11,7 @@ once per depth, unless asked for; depths can be cut or dropped everywhere; draws
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Unpack
+from typing import Literal, NamedTuple, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +86,7 @@ class RVQ(Quantizer):
         dropout_min_depth: smallest depth a draw may give.
         update_order: "together" updates all codebooks after the last depth; "per_depth" updates after each depth, so
             that with a shared codebook deeper levels search the updated one (RQ-VAE).
+        seed: of the random start and of all draws.
         codebook: options of `VQ`; `distance="cosine"` has no residual and is refused.
 
     Raises:
@@ -107,6 +108,7 @@ class RVQ(Quantizer):
         dropout_per: Literal["batch", "item"] = "batch",
         dropout_min_depth: int = 1,
         update_order: Literal["together", "per_depth"] = "together",
+        seed: int = 0,
         **codebook: Unpack[CodebookOptions],
     ) -> None:
         check_integer("RVQ", "num_codebooks", num_codebooks, low=1)
@@ -124,14 +126,14 @@ class RVQ(Quantizer):
         check_choice("RVQ", "distance", codebook.get("distance", "euclidean"), ("euclidean", "cosine_search"))
         if update_order == "per_depth" and codebook.get("learning", "ema") != "ema":
             raise ValueError('RVQ: update_order="per_depth" is about running averages. Allowed with learning="ema" only.')
+        check_integer("RVQ", "seed", seed, low=0)
         super().__init__(dim=dim, codebook_sizes=sizes)
         self.shared, self.gradient_scale, self.estimator = shared, gradient_scale, estimator
         self.dropout, self.dropout_per, self.dropout_min_depth = dropout, dropout_per, dropout_min_depth
         self.update_order = update_order
-        self.seed = codebook.pop("seed", 0)
-        check_integer("RVQ", "seed", self.seed, low=0)
+        self.seed = seed
         self.layers = nn.ModuleList(
-            VQ(dim=dim, codebook_size=size, estimator=estimator, seed=self.seed * 1024 + j, **codebook)
+            VQ(dim=dim, codebook_size=size, estimator=estimator, seed=seed * 1024 + j, **codebook)
             for j, size in enumerate(sizes[:1] if shared else sizes)
         )
         self.clock = StepCounter()
@@ -143,7 +145,7 @@ class RVQ(Quantizer):
         kept = self._kept(x, self._check_depth(depth, "forward"), drawn=depth is None)
         with exact_math(x.device.type):
             rows = x.to(working_dtype(x.dtype)).reshape(-1, self.dim)
-            learn = self.layers[0].learning_now()
+            learn = self._books[0].learning_now()
             revived = None
             if learn and self.update_order == "per_depth":
                 found, values, revived = self._descend_and_learn(rows.detach(), kept)
@@ -206,11 +208,15 @@ class RVQ(Quantizer):
 
     def layer(self, depth: int) -> VQ:
         """The codebook that serves `depth`, 0..num_codebooks-1."""
-        return self.layers[0 if self.shared else depth]
+        return self._books[0 if self.shared else depth]
+
+    @property
+    def _books(self) -> list[VQ]:
+        return [cast(VQ, layer) for layer in self.layers]
 
     def freeze_codebook(self, frozen: bool = True) -> None:
         """Stop (or resume) codebook learning at all depths."""
-        for layer in self.layers:
+        for layer in self._books:
             layer.freeze_codebook(frozen)
 
     # ------------------------------------------------------------- the walk
@@ -223,8 +229,8 @@ class RVQ(Quantizer):
         if torch.compiler.is_compiling():
             return self._descend_whole(rows, kept, slope=slope)
         found = self._empty(rows, slope)
-        books = [layer.codebook.detach().to(rows.dtype) for layer in self.layers]
-        tables = [layer.search_table(rows.dtype) for layer in self.layers]
+        books = [layer.codebook.detach().to(rows.dtype) for layer in self._books]
+        tables = [layer.search_table(rows.dtype) for layer in self._books]
         step = min(rows_at_once(max(self.codebook_sizes), rows.device), len(rows))
         room = _Room(
             scores=rows.new_empty(step * max(self.codebook_sizes)),
@@ -235,7 +241,9 @@ class RVQ(Quantizer):
         )
         for start in range(0, len(rows), step or 1):
             here = slice(start, start + step)
-            piece = found._replace(codes=found.codes[here], value=found.value[here], slope=found.slope[here] if slope else None)
+            piece = found._replace(
+                codes=found.codes[here], value=found.value[here], slope=None if found.slope is None else found.slope[here]
+            )
             self._descend_piece(rows[here], kept if isinstance(kept, int) else kept[here], piece, books, tables, room)
         return found._replace(errors=found.errors / max(rows.numel(), 1))
 
@@ -273,29 +281,29 @@ class RVQ(Quantizer):
                 found.slope.add_(left)
 
     def _empty(self, rows: Tensor, slope: bool) -> _Descent:
-        codes = torch.full((len(rows), self.depth), -1, dtype=torch.int64, device=rows.device)
+        codes = torch.full((rows.shape[0], self.depth), -1, dtype=torch.int64, device=rows.device)
         value = torch.zeros_like(rows)
         return _Descent(codes, value, rows.new_zeros(self.depth), torch.zeros_like(rows) if slope else None)
 
-    def _descend_whole(self, rows: Tensor, kept: int, *, slope: bool) -> _Descent:
+    def _descend_whole(self, rows: Tensor, kept: int | Tensor, *, slope: bool) -> _Descent:
         """As `_descend`, depth by depth over all rows at once: for tracing, where the number of rows is symbolic."""
-        residual, value, total = rows, torch.zeros_like(rows), torch.zeros_like(rows)
-        codes, errors = [], []
-        for j in range(self.depth):
-            if j < kept:
-                codes.append(nearest(residual, self.layer(j).search_table(rows.dtype)))
-                vector = self.layer(j).lookup(codes[-1]).to(rows.dtype)
-                residual, value = residual - vector, value + vector
-                errors.append(residual.square().mean())
-                total = total + residual
-            else:
-                codes.append(torch.full_like(codes[0], -1))
-                errors.append(torch.zeros_like(errors[0]))
+        found = self._empty(rows, slope)
+        residual, value, total = rows, found.value, torch.zeros_like(rows)
+        codes, errors = list(found.codes.unbind(-1)), list(found.errors.unbind())
+        for j in range(kept if isinstance(kept, int) else self.depth):
+            active = torch.ones_like(codes[j], dtype=torch.bool) if isinstance(kept, int) else kept > j
+            best = nearest(residual, self.layer(j).search_table(rows.dtype))
+            codes[j] = torch.where(active, best, -1)
+            vector = self._lookup(j, codes[j]).to(rows.dtype)
+            residual, value = residual - vector, value + vector
+            left = residual * active[:, None]
+            errors[j] = left.square().mean()
+            total = total + left
         return _Descent(torch.stack(codes, -1), value, torch.stack(errors), total if slope else None)
 
     # -------------------------------------------------- loss and gradient
     def _loss(self, rows: Tensor, found: _Descent, values: list[Tensor] | None) -> Tensor:
-        first = self.layers[0]
+        first = self._books[0]
         commitment = found.errors.sum()
         if found.slope is not None:
             commitment = with_gradient(rows, commitment, found.slope * (2 / max(rows.numel(), 1)))
@@ -349,8 +357,8 @@ class RVQ(Quantizer):
     def _served(self, deepest: int) -> tuple[list[VQ], list[list[int]]]:
         """The codebooks in use down to `deepest` and the depths each serves."""
         if self.shared:
-            return [self.layers[0]], [list(range(deepest))]
-        return list(self.layers[:deepest]), [[j] for j in range(deepest)]
+            return self._books, [list(range(deepest))]
+        return self._books[:deepest], [[j] for j in range(deepest)]
 
     @torch.no_grad()
     def _start_codebooks(self, rows: Tensor, kept: int | Tensor) -> None:
@@ -374,7 +382,7 @@ class RVQ(Quantizer):
     @torch.no_grad()
     def _descend_and_learn(self, rows: Tensor, kept: int | Tensor) -> tuple[_Descent, list[Tensor], Tensor]:
         """Search, look up and update one depth after the other (RQ-VAE's order); also gives the vectors looked up."""
-        found = self._empty(rows, slope=True)
+        found, slope = self._empty(rows, slope=False), torch.zeros_like(rows)
         values = [torch.zeros_like(rows) for _ in range(self.depth)]
         residual, revived = rows, torch.zeros(len(self.layers), device=rows.device)
         for j in range(kept if isinstance(kept, int) else self.depth):
@@ -389,5 +397,5 @@ class RVQ(Quantizer):
             found.value.add_(vector)
             left = residual * active[:, None]
             found.errors[j] = left.square().mean()
-            found.slope.add_(left)
-        return found, values, revived
+            slope.add_(left)
+        return found._replace(slope=slope), values, revived

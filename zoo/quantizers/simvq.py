@@ -47,6 +47,8 @@ class SimVQ(Quantizer):
     State dict: `frozen_codebook (k, frozen_dim)`, `code_transform.weight (dim, frozen_dim)`.
     """
 
+    frozen_codebook: Tensor
+
     def __init__(
         self,
         *,

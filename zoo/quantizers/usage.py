@@ -42,6 +42,8 @@ def usage_stats(codes: Tensor, codebook_sizes: tuple[int, ...]) -> dict[str, Ten
 
 def code_counts(codes: Tensor, size: int) -> Tensor:
     """Count a flat tensor of codes: int64 `(size,)`; negative codes are left out. Shapes do not depend on values."""
+    if codes.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere bincount waits for the device
+        return torch.bincount(codes.long() + 1, minlength=size + 1)[1:]
     kept = codes >= 0
     counts = torch.zeros(size, dtype=torch.int64, device=codes.device)
     return counts.scatter_add_(0, codes.clamp_min(0).long(), kept.long())
@@ -79,6 +81,8 @@ class UsageMonitor(nn.Module):
         window: codes per depth and rank to look back on; None is twenty times the codebook size.
         blocks: parts of the window.
     """
+
+    counts: Tensor
 
     def __init__(self, *, codebook_size: int, depth: int = 1, window: int | None = None, blocks: int = 4) -> None:
         check_integer("UsageMonitor", "codebook_size", codebook_size, low=1, high=_DENSE_LIMIT)

@@ -56,7 +56,6 @@ class CodebookOptions(TypedDict, total=False):
     distance: Distance
     kmeans_iterations: int
     revive_below: float
-    seed: int
 
 
 class VQ(Quantizer):
@@ -91,6 +90,11 @@ class VQ(Quantizer):
     State dict: `codebook (k, dim)`, `cluster_size (k,)`, `codebook_sum (k, dim)` for "ema", `initialized ()` bool,
     `clock.steps ()` int64. To put in a codebook from elsewhere use `set_codebook`.
     """
+
+    codebook: Tensor
+    codebook_sum: Tensor
+    cluster_size: Tensor
+    initialized: Tensor
 
     def __init__(
         self,

@@ -1,0 +1,62 @@
+"""The benchmark's machinery on small cases; the promised ratios themselves are checked by a slow test."""
+
+import math
+
+import pytest
+import torch
+
+from eval import bench_quantizers as bench
+
+
+def test_rows_of_small_cases(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small = [
+        lambda: bench._rvq_case(dim=4, depth=3, size=16, count=64, target=5, train=False),
+        lambda: bench._rvq_case(dim=4, depth=3, size=16, count=64, target=5, train=True),
+        lambda: bench._vq_case(dim=4, size=16, count=64),
+        lambda: bench._fsq_case((8, 5, 5), 64, 1.3),
+        lambda: bench._lfq_case(bits=5, count=64, target=50, with_library=True),
+        lambda: bench._lfq_case(bits=5, count=64, target=math.nan, with_library=False),
+        lambda: bench._dimension_wise_case(count=64, dim=3),
+    ]
+    monkeypatch.setattr(bench, "_cases", lambda: small)
+    rows = bench.run(repeats=1)
+    assert len(rows) == len(small)
+    for row in rows:
+        assert row.ours_seconds > 0
+        if "18" in row.note or "not run" in row.note:
+            assert math.isnan(row.theirs_seconds)
+            assert math.isnan(row.same_codes)
+        else:
+            assert row.same_codes == 1.0
+            assert row.speedup == row.theirs_seconds / row.ours_seconds
+    bench.print_table(rows)
+    printed = capsys.readouterr().out
+    assert all(row.case.split(",")[0] in printed for row in rows)
+    assert "not run" in printed
+
+
+def test_memory_of_a_known_allocation() -> None:
+    if math.isnan(bench._extra_memory(lambda: torch.ones(1))):
+        pytest.skip("this system has no /proc/self/clear_refs, so peak memory cannot be measured")
+    assert bench._extra_memory(lambda: torch.ones(16 << 20)) == pytest.approx(64, abs=4)
+
+
+def test_refuses_no_repeats() -> None:
+    with pytest.raises(ValueError, match="repeats=0"):
+        bench.run(repeats=0)
+
+
+@pytest.mark.slow
+def test_promised_ratios() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = bench.run(repeats=2)
+    finally:
+        torch.set_num_threads(before)
+    for row in rows:
+        if not math.isnan(row.target):
+            assert row.speedup >= row.target, row
+        if not math.isnan(row.same_codes):
+            assert row.same_codes > 0.9999, row
+    assert rows[0].memory_share < 0.2
