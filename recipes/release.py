@@ -27,6 +27,7 @@ def release(folder: Path) -> dict[str, object]:
     path.parent.mkdir(exist_ok=True)
     tensors = {key: value.to(torch.float16).contiguous() for key, value in tokenizer.state_dict().items()}
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)
     return {
         "config": tokenizer.config.to_dict(),
         "file": path.name,

@@ -8,33 +8,15 @@ projected patch features and a frozen network's features) with the network as an
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 import zoo
+from recipes.modules.alignment import Alignment
 from recipes.modules.base import TokenizerRecipe
-from zoo.layers.features import load_features
 from zoo.layers.flow import draw_noise_levels
 from zoo.transforms.nested_dropout import draw_keep, powers_of_two
 
 __all__ = ["FlexTokRecipe"]
-
-
-class _Alignment(nn.Module):
-    """Three-layer projection of patch features and its negative cosine with a frozen network's features."""
-
-    def __init__(self, width: int, channels: int) -> None:
-        super().__init__()
-        self.project = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, channels)
-        )
-
-    def forward(self, patches: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of patches `(b, h, w, width)` and target features `(b, channels, H, W)`."""
-        projected = self.project(patches).permute(0, 3, 1, 2)
-        side = tuple(max(a, b) for a, b in zip(projected.shape[2:], target.shape[2:], strict=True))
-        projected, target = (F.interpolate(m.float(), side, mode="bilinear") for m in (projected, target))
-        return -F.cosine_similarity(projected, target, dim=1).mean()
 
 
 class FlexTokRecipe(TokenizerRecipe):
@@ -44,9 +26,8 @@ class FlexTokRecipe(TokenizerRecipe):
         tokenizer: catalog name.
         vae: folder, catalog name or repository of the frozen autoencoder whose weights the tokenizer carries; None where the
             configuration has no autoencoder or `init` brings it.
-        alignment_weight: of the alignment loss; 0 leaves the network out.
-        alignment_network: of `zoo.layers.features`.
-        alignment_stage: which of its five stages.
+        alignment_weight: of the alignment loss; 0 leaves it out.
+        alignment_network, alignment_channels: the frozen network, see `recipes.modules.alignment`.
         options: of `TokenizerRecipe`.
     """
 
@@ -57,7 +38,7 @@ class FlexTokRecipe(TokenizerRecipe):
         vae: str | None = None,
         alignment_weight: float = 0.0,
         alignment_network: str = "efficientnet_lite0",
-        alignment_stage: int = 3,
+        alignment_channels: int = 112,
         **options: Any,
     ) -> None:
         super().__init__(tokenizer, **options)
@@ -67,11 +48,9 @@ class FlexTokRecipe(TokenizerRecipe):
             self.tokenizer.vae.requires_grad_(False)
         self.alignment = None
         self.alignment_weight = alignment_weight
-        self.alignment_network = alignment_network
-        self.alignment_stage = alignment_stage
         if alignment_weight:
-            channels = load_features(alignment_network)(torch.zeros(1, 3, 64, 64))[0][alignment_stage].shape[1]
-            self.alignment = _Alignment(self.tokenizer.config.decoder_width, channels)
+            width = self.tokenizer.config.decoder_width
+            self.alignment = Alignment(width=width, network=alignment_network, channels=alignment_channels)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         tok, config = self.tokenizer, self.tokenizer.config
@@ -86,9 +65,7 @@ class FlexTokRecipe(TokenizerRecipe):
         values = {"flow": flow.mean()}
         loss = values["flow"]
         if self.alignment is not None:
-            with torch.no_grad():
-                target = load_features(self.alignment_network).to(self.device)(batch.images)[0][self.alignment_stage]
-            values["alignment"] = self.alignment(features, target)
+            values["alignment"] = self.alignment(features, batch.images)
             loss = loss + self.alignment_weight * values["alignment"]
         values |= {name: quantized.stats[name].mean() for name in ("used_fraction", "perplexity")}
         self.log_scores("train", {"loss": loss, **values}, batch_size=b)

@@ -12,11 +12,16 @@ ENTRIES: tuple[Entry, ...] = (
         summary="Small KL autoencoder, the continuous front end of the nano tokenizers.",
         config=dict(
             latent_channels=16,
-            scaling_factor=1.0,
+            scaling_factor=0.8565997615931534,
             block_channels=(24, 48, 64, 96),
             layers_per_block=1,
             norm_groups=8,
             image_size=64,
+        ),
+        weights=Weights(
+            file="kl_vae_nano.safetensors",
+            sha256="7c82988ed9d602be8d34aa73cb97064f3e8b5e776479a34bb5126930626e34ba",
+            size=3_766_774,
         ),
         layout="2d",
         discrete=False,
@@ -38,7 +43,7 @@ ENTRIES: tuple[Entry, ...] = (
         summary="FlexTok at 64 px, trained on a laptop-class CPU: 1 to 32 ordered tokens, a flow decoder.",
         config=dict(
             latent_channels=16,
-            vae_scaling=1.0,
+            vae_scaling=0.8565997615931534,
             vae_channels=(24, 48, 64, 96),
             vae_layers=1,
             vae_groups=8,

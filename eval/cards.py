@@ -1,0 +1,270 @@
+"""Model cards: generated from the catalog entry and its results, never edited by hand.
+
+`python -m eval.cards` writes `model_cards/NAME.md` for every entry; a test holds that they are up to date. A card says nothing that
+neither the entry nor a result file says: an unknown licence stays unknown.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import zoo
+from eval.results import Result, load_result, read_items
+from zoo.registry import Entry
+
+__all__ = ["card", "card_path", "main", "results_of", "write_cards"]
+
+_ROOT = Path(__file__).parents[1]
+_HUB_LICENCES = {
+    "Apache-2.0": "apache-2.0",
+    "MIT": "mit",
+    "GPL-3.0-or-later": "gpl-3.0",
+    "CC-BY-4.0": "cc-by-4.0",
+    "CC-BY-NC-4.0": "cc-by-nc-4.0",
+    "BSD-3-Clause": "bsd-3-clause",
+}
+_HUB_TASKS = {"image": "image-feature-extraction", "video": "video-classification", "audio": "audio-to-audio"}
+
+
+def card_path(name: str) -> Path:
+    """Where the card of an entry lies in the repository."""
+    return _ROOT / "model_cards" / f"{name}.md"
+
+
+def results_of(name: str) -> list[Result]:
+    """Give the stored results of a tokenizer, measured ones first."""
+    folder = Path(__file__).parent / "results" / name
+    results = [load_result(path) for path in sorted(folder.glob("*.json"))]
+    return sorted(results, key=lambda result: result.status != "measured")
+
+
+def card(entry: Entry, results: Sequence[Result] | None = None) -> str:
+    """Write the card of an entry as Markdown with the Hub's front matter.
+
+    Args:
+        entry: from `zoo.info(name)` or `tokenizer.info`.
+        results: None reads those stored in `eval/results`.
+    """
+    results = results_of(entry.name) if results is None else list(results)
+    parts = [
+        _front_matter(entry),
+        f"# {entry.name}\n\n{entry.summary}",
+        _glance(entry),
+        _use(entry),
+        _ladder(entry),
+        *(_results(result) for result in results),
+        _made(entry, results),
+        _training_sources(entry),
+        _worst(entry.name, results),
+        _not_for(entry),
+        _cite(entry),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _front_matter(entry: Entry) -> str:
+    from huggingface_hub import ModelCardData
+
+    licence = entry.license_weights
+    known = _HUB_LICENCES.get(licence or "")
+    values: dict[str, Any] = {}
+    if known:
+        values["license"] = known
+    elif licence:
+        values |= {"license": "other", "license_name": licence.removeprefix("LicenseRef-").lower()}
+    arxiv = [word for word in (entry.paper or "").replace(",", " ").split() if word[:4].isdigit() and "." in word]
+    tags = ["tokenizer", entry.modality, entry.family, *(f"arxiv:{number}" for number in arxiv), *entry.tags]
+    data = ModelCardData(
+        library_name="tokenizer-zoo", tags=tags, pipeline_tag=_HUB_TASKS[entry.modality], model_name=entry.name, **values
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _row(name: str, value: Any) -> str:
+    return "" if value is None or value == "" else f"| {name} | {value} |\n"
+
+
+def _size(sides: tuple[int, ...]) -> str:
+    return " x ".join(map(str, sides))
+
+
+def _licence(value: str | None) -> str:
+    return value or "unknown"
+
+
+def _glance(entry: Entry) -> str:
+    kind = "codes" if entry.discrete else "latents"
+    order = "ordered: any prefix decodes" if entry.ordered else "residual: any depth decodes" if entry.residual else "fixed"
+    vocabulary = f"{entry.codebook_size:,}" if entry.codebook_size else None
+    return (
+        "## At a glance\n\n| | |\n| --- | --- |\n"
+        + _row("Modality", entry.modality)
+        + _row("Tokens", f"{entry.layout}, {kind}, {order}")
+        + _row("Positions at the native size", entry.tokens)
+        + _row("Codes at a position", entry.depth if entry.discrete else None)
+        + _row("Codebook", vocabulary)
+        + _row("Channels", entry.channels)
+        + _row("Native size", _size(entry.native_size) + " px" if entry.native_size else None)
+        + _row("Downsampling (t, h, w)", _size(entry.downsample) if entry.downsample else None)
+        + _row("Bits per pixel at the full rate", f"{entry.bits_per_pixel:.4g}" if entry.bits_per_pixel else None)
+        + _row("Bits per second at the full rate", f"{entry.bits_per_second:.4g}" if entry.bits_per_second else None)
+        + _row("Parameters", f"{entry.parameters:,}" if entry.parameters else None)
+        + _row("Causal / streaming", f"{'yes' if entry.causal else 'no'} / {'yes' if entry.streaming else 'no'}")
+        + _row("Later frames it may look at", entry.lookahead_frames)
+        + _row("Licence of the code the weights were made with", _licence(entry.license_code))
+        + _row("Licence of the weights", _licence(entry.license_weights))
+        + _row("Original release", entry.source)
+    ) + (f"\nNote: {entry.notice}\n" if entry.notice else "")
+
+
+def _use(entry: Entry) -> str:
+    if entry.weights is None:
+        return ""
+    decode = "tok.decode(tokens)"
+    keep = f"tokens.keep({max(1, (entry.tokens or 2) // 4)})" if entry.ordered else None
+    lines = [
+        "import zoo",
+        f'tok = zoo.load("{entry.name}")',
+        'tokens = tok.encode(tok.preprocess("picture.jpg"))',
+        f"pictures = tok.postprocess({decode if keep is None else f'tok.decode({keep})'})",
+    ]
+    return "## Use\n\n```python\n" + "\n".join(lines) + "\n```"
+
+
+def _ladder(entry: Entry) -> str:
+    if not (entry.ordered and entry.tokens and entry.native_size and entry.vocabulary):
+        return ""
+    bits = sum(math.log2(size) for size in entry.vocabulary)
+    pixels = math.prod(entry.native_size)
+    rows = [2**i for i in range(entry.tokens.bit_length()) if 2**i <= entry.tokens]
+    lines = [f"| {k} | {k * bits:.0f} | {k * bits / pixels:.4g} |" for k in rows]
+    return "## Rate ladder\n\n| tokens | bits | bits per pixel |\n| ---: | ---: | ---: |\n" + "\n".join(lines)
+
+
+def _results(result: Result) -> str:
+    names = list(dict.fromkeys(name for point in result.points for name in point.scores))
+    data = result.dataset
+    split = f" ({data.split})" if data.split else ""
+    head = f"## Results, {result.status}: {data.name}{split}, {data.count} items, protocol {result.protocol.id}"
+    lines = ["| rate | bits per pixel | " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) + 1)]
+    for point in result.points:
+        rate = ", ".join(f"{key} {value}" for key, value in point.rate.items()) or "full"
+        cells = [_score(point.scores[name]) if name in point.scores else "" for name in names]
+        bits = "" if point.bits_per_pixel is None else f"{point.bits_per_pixel:.4g}"
+        lines.append(f"| {rate} | {bits} | " + " | ".join(cells) + " |")
+    source = f"\n\nSource: {result.source['paper']}, {result.source['table']}, {result.source['link']}" if result.source else ""
+    return f"{head}\n\n" + "\n".join(lines) + source
+
+
+def _score(score: Any) -> str:
+    if score.mean is None:
+        return f"failed ({score.failed})"
+    text = f"{score.mean:.4g}"
+    if score.ci95 is not None:
+        text += f" [{score.ci95[0]:.4g}, {score.ci95[1]:.4g}]"
+    return text + (f" ({score.failed} failed)" if score.failed else "")
+
+
+def _made(entry: Entry, results: Sequence[Result]) -> str:
+    lines = []
+    if entry.recipe:
+        lines.append(f"Recipe: `zoo train recipes/configs/{entry.recipe}.yaml`.")
+    if entry.training:
+        lines.append(entry.training)
+    if entry.trained_on:
+        lines.append(f"Trained on: {entry.trained_on}.")
+    if entry.source:
+        lines.append(f"Converted on load from the original release ({entry.source}); the parity fixtures hold the numbers equal.")
+    measured = [result for result in results if result.weights_sha256]
+    if measured:
+        lines.append(f"Results are of the weights with tensors of SHA-256 {measured[0].weights_sha256}.")
+    return "## How it was made\n\n" + "\n".join(lines) if lines else ""
+
+
+def _training_sources(entry: Entry) -> str:
+    if entry.training_pack != "images128":
+        return ""
+    from recipes.data.build import sources
+    from recipes.data.build.manifest import RELEASE_WITHOUT
+
+    lines = [
+        "## Pictures it was trained on, and their licences",
+        "",
+        "From public packages, by `zoo data build images128 --release`, which leaves out pictures of undocumented origin and one "
+        "under a licence that does not combine with the others. Counts are source pictures; per-picture licences as the packages' "
+        "copyright files give them.",
+        "",
+        "| package | version | sources (train) | crops (train) | licences |",
+        "| --- | --- | ---: | ---: | --- |",
+    ]
+    for record in sources(without=RELEASE_WITHOUT):
+        licences = ", ".join(f"{name}: {count}" for name, count in record.licenses.items())
+        package = record.package
+        lines.append(f"| {package.name} | {package.version} | {record.sources['train']} | {record.crops['train']} | {licences} |")
+    lines += [
+        "",
+        f"The weights carry {_licence(entry.license_weights)}, which public-domain, CC0, CC BY, CC BY-SA and GPL sources all allow. "
+        "The single credits stand in the README that the build writes beside the pictures.",
+    ]
+    return "\n".join(lines)
+
+
+def _worst(name: str, results: Sequence[Result]) -> str:
+    """The five items with the lowest PSNR at the full rate."""
+    for result in results:
+        if result.status != "measured":
+            continue
+        path = Path(__file__).parent / "results" / name / f"{result.dataset.name}.{result.protocol.id}.items.csv"
+        if not path.exists():
+            continue
+        rows = [row for row in read_items(path) if "psnr_db" in row.scores]
+        full = [row for row in rows if row.rate == rows[-1].rate]
+        worst = sorted((row for row in full if not math.isnan(row.scores["psnr_db"])), key=lambda row: row.scores["psnr_db"])[:5]
+        lines = [f"- `{row.key}`: " + ", ".join(f"{key} {value:.4g}" for key, value in row.scores.items()) for row in worst]
+        return f"## Where it fails\n\nThe five items of {result.dataset.name} with the lowest PSNR at the full rate:\n\n" + "\n".join(lines)
+    return ""
+
+
+def _not_for(entry: Entry) -> str:
+    lines = []
+    if entry.stochastic_decode:
+        lines.append("The decoder is generative: details are made up. Do not use it where a picture must be evidence.")
+    if entry.name.endswith("_nano"):
+        lines.append("A nano model, trained in about an hour on one CPU core: for tests, teaching and recipes, not for quality.")
+    if entry.license_weights and entry.license_weights.startswith("LicenseRef-"):
+        lines.append(f"Uses that {entry.license_weights} does not allow.")
+    return "## Do not use for\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
+
+
+def _cite(entry: Entry) -> str:
+    return f"## Cite\n\n{entry.paper}" if entry.paper else ""
+
+
+def write_cards(folder: Path | None = None) -> list[Path]:
+    """Write the card of every entry; gives the files that changed."""
+    changed = []
+    for entry in zoo.find():
+        path = (folder / f"{entry.name}.md") if folder else card_path(entry.name)
+        text = card(entry)
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            changed.append(path)
+    return changed
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Write all cards and list those that changed."""
+    parser = argparse.ArgumentParser(prog="python -m eval.cards", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="folder; model_cards of the repository if left out")
+    import sys
+
+    for path in write_cards(parser.parse_args(args).out):
+        sys.stdout.write(f"{path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
