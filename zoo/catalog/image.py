@@ -71,7 +71,7 @@ ENTRIES: tuple[Entry, ...] = (
         native_size=(64, 64),
         size_multiple=16,
         max_size=64,
-        bits_per_pixel=0.12475,
+        bits_per_pixel=0.124733,
         stochastic_encode=True,
         stochastic_decode=True,
         license_code="Apache-2.0",
@@ -101,7 +101,7 @@ ENTRIES: tuple[Entry, ...] = (
         native_size=(256, 256),
         size_multiple=16,
         max_size=256,
-        bits_per_pixel=0.06238,
+        bits_per_pixel=0.0623663,
         stochastic_encode=True,
         stochastic_decode=True,
         trained_on="ImageNet-1k",
@@ -112,7 +112,7 @@ ENTRIES: tuple[Entry, ...] = (
             "and carry the notice."
         ),
         paper="FlexTok: Resampling Images into 1D Token Sequences of Flexible Length, arXiv 2502.13967",
-        parameters=341_651_749,
+        parameters=341_651_737,
         source="apple/ml-flextok@87d00cc",
     ),
     Entry(
@@ -137,7 +137,7 @@ ENTRIES: tuple[Entry, ...] = (
         native_size=(256, 256),
         size_multiple=16,
         max_size=256,
-        bits_per_pixel=0.06238,
+        bits_per_pixel=0.0623663,
         stochastic_encode=True,
         stochastic_decode=True,
         trained_on="ImageNet-1k",
@@ -148,7 +148,7 @@ ENTRIES: tuple[Entry, ...] = (
             "and carry the notice."
         ),
         paper="FlexTok: Resampling Images into 1D Token Sequences of Flexible Length, arXiv 2502.13967",
-        parameters=949_734_565,
+        parameters=949_734_553,
         source="apple/ml-flextok@87d00cc",
     ),
     Entry(
@@ -173,7 +173,7 @@ ENTRIES: tuple[Entry, ...] = (
         native_size=(256, 256),
         size_multiple=16,
         max_size=256,
-        bits_per_pixel=0.06238,
+        bits_per_pixel=0.0623663,
         stochastic_encode=True,
         stochastic_decode=True,
         trained_on="ImageNet-1k",
@@ -184,7 +184,7 @@ ENTRIES: tuple[Entry, ...] = (
             "and carry the notice."
         ),
         paper="FlexTok: Resampling Images into 1D Token Sequences of Flexible Length, arXiv 2502.13967",
-        parameters=2_540_882_853,
+        parameters=2_540_882_841,
         source="apple/ml-flextok@87d00cc",
     ),
     Entry(
@@ -209,7 +209,7 @@ ENTRIES: tuple[Entry, ...] = (
         native_size=(256, 256),
         size_multiple=16,
         max_size=256,
-        bits_per_pixel=0.06238,
+        bits_per_pixel=0.0623663,
         stochastic_encode=True,
         stochastic_decode=True,
         trained_on="DFN (image-text pairs from the web)",
@@ -220,7 +220,7 @@ ENTRIES: tuple[Entry, ...] = (
             "and carry the notice."
         ),
         paper="FlexTok: Resampling Images into 1D Token Sequences of Flexible Length, arXiv 2502.13967",
-        parameters=2_540_882_853,
+        parameters=2_540_882_841,
         source="apple/ml-flextok@87d00cc",
     ),
     Entry(
