@@ -85,6 +85,8 @@ class Entry:
         stochastic_encode: the encoder can sample (`sample=True`).
         stochastic_decode: the decoder takes a seed.
         trained_on: data set in words.
+        training_pack: name of one of our data packs, whose sources and licences the card lists.
+        training: steps, batch, seed, time and hardware of our own training, in words.
         license_code: SPDX id of the code the weights were made with.
         license_weights: SPDX id of the weights (`LicenseRef-...` for a licence of their own).
         notice: shown once when the weights are loaded.
@@ -99,7 +101,7 @@ class Entry:
     family: str
     modality: Modality
     summary: str
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
     weights: Weights | None = None
     layout: Literal["1d", "2d", "3d"]
     discrete: bool
@@ -125,6 +127,8 @@ class Entry:
     stochastic_encode: bool = False
     stochastic_decode: bool = False
     trained_on: str | None = None
+    training_pack: str | None = None
+    training: str | None = None
     license_code: str | None = None
     license_weights: str | None = None
     notice: str | None = None
@@ -190,8 +194,11 @@ def register(entry: Entry) -> Entry:
     """Add an entry of your own at run time, so that `load`, `find` and `list_models` know it.
 
     Raises:
+        TypeError: not an Entry.
         ValueError: the name is taken; both sources are named.
     """
+    if not isinstance(entry, Entry):
+        raise TypeError(f"zoo.register: got a {type(entry).__name__}. Needed: a zoo.Entry.")
     caller = inspect.stack()[1]
     origin = f"{caller.filename}:{caller.lineno}"
     if entry.name in _entries():
@@ -250,6 +257,17 @@ def _parse_filter(key: str) -> tuple[str, str]:
     )
 
 
+def _meets(value: Any, comparison: str, wanted: Any, key: str) -> bool:
+    if comparison == "eq":
+        return bool(value == wanted)
+    if value is None and comparison not in ("ne", "in"):
+        return False
+    try:
+        return bool(_COMPARE[comparison](value, wanted))
+    except TypeError as error:
+        raise ValueError(f"zoo.find: {key}={wanted!r} cannot be compared with values such as {value!r} ({error}).") from error
+
+
 def find(**filters: Any) -> list[Entry]:
     """Give the entries that meet every condition, in natural order of their names.
 
@@ -258,19 +276,12 @@ def find(**filters: Any) -> list[Entry]:
     None never meets a comparison of size.
 
     Raises:
-        ValueError: no such field, with near matches.
+        ValueError: no such field (with near matches), or a value that the field cannot be compared with.
     """
-    parsed = [(*_parse_filter(key), wanted) for key, wanted in filters.items()]
+    parsed = [(key, *_parse_filter(key), wanted) for key, wanted in filters.items()]
 
     def meets(entry: Entry) -> bool:
-        for name, comparison, wanted in parsed:
-            value = getattr(entry, name)
-            if comparison == "eq":
-                if value != wanted:
-                    return False
-            elif (value is None and comparison not in ("ne", "in")) or not _COMPARE[comparison](value, wanted):
-                return False
-        return True
+        return all(_meets(getattr(entry, name), comparison, wanted, key) for key, name, comparison, wanted in parsed)
 
     return sorted((entry for entry in _entries().values() if meets(entry)), key=lambda entry: _natural(entry.name))
 

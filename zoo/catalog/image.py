@@ -34,6 +34,8 @@ ENTRIES: tuple[Entry, ...] = (
         license_code="Apache-2.0",
         license_weights="GPL-3.0-or-later",
         paper="High-Resolution Image Synthesis with Latent Diffusion Models, arXiv 2112.10752",
+        parameters=1_871_819,
+        parameters=1_871_819,
         recipe="kl_vae_nano",
     ),
     Entry(
@@ -77,6 +79,7 @@ ENTRIES: tuple[Entry, ...] = (
         license_code="Apache-2.0",
         license_weights="GPL-3.0-or-later",
         paper="FlexTok: Resampling Images into 1D Token Sequences of Flexible Length, arXiv 2502.13967",
+        parameters=5_795_825,
         recipe="flextok_nano",
     ),
     Entry(
