@@ -155,7 +155,7 @@ class Entry:
         out: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if value is None or value == () or f.name == "config" and not value:
+            if value is None or value == () or (f.name == "config" and not value):
                 continue
             if f.name == "weights":
                 value = {w.name: getattr(value, w.name) for w in fields(value)}

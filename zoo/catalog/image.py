@@ -35,8 +35,6 @@ ENTRIES: tuple[Entry, ...] = (
         license_weights="GPL-3.0-or-later",
         paper="High-Resolution Image Synthesis with Latent Diffusion Models, arXiv 2112.10752",
         parameters=1_871_819,
-        parameters=1_871_819,
-        recipe="kl_vae_nano",
     ),
     Entry(
         name="flextok_nano",
