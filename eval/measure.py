@@ -1,0 +1,116 @@
+"""The scorers of one rate together: fed batch by batch, they give a point of a result and the scores of every item."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.results import Point
+from eval.scorers import make_scorers
+from eval.scorers.base import ItemScorer
+from eval.scorers.tokens import CodeCounts
+from zoo.tokens import Tokens, TokenSpec
+
+__all__ = ["PointMeter"]
+
+
+class PointMeter:
+    """Score reconstructions at one rate.
+
+    Args:
+        rate: of the tokenizer or codec.
+        scorers: names.
+        spec: of the tokens; None for a codec without tokens.
+        positions: token positions of the longest item.
+        networks: shared between the rates; see `eval.scorers.make_scorers`.
+        device: of the scorers.
+    """
+
+    def __init__(
+        self,
+        rate: Mapping[str, Any],
+        scorers: Iterable[str],
+        *,
+        spec: TokenSpec | None = None,
+        positions: int | None = None,
+        networks: dict[tuple[str, int], Any] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.rate = dict(rate)
+        made = make_scorers(scorers, spec=spec, positions=positions, networks=networks)
+        self.scorers = {name: scorer.to(device) for name, scorer in made.items()}
+        self._bits: list[Tensor] = []
+        self._positions: list[Tensor] = []
+
+    @property
+    def definitions(self) -> dict[str, dict[str, Any]]:
+        """Definition of each scorer, with the hash of its network, for the protocol."""
+        return {name: scorer.record.definition() for name, scorer in self.scorers.items()}
+
+    def update(
+        self,
+        reference: Tensor,
+        reconstruction: Tensor,
+        *,
+        index: Tensor,
+        failed: Tensor,
+        tokens: Tokens | None = None,
+        bits_per_pixel: Tensor | None = None,
+    ) -> None:
+        """Score a batch.
+
+        Args:
+            reference: originals, uint8 `(b, 3, h, w)`.
+            reconstruction: same shape.
+            index: `(b,)` int64 number of each item in the data set.
+            failed: `(b,)` boolean, True for items without original or reconstruction.
+            tokens: what the reconstruction was decoded from.
+            bits_per_pixel: `(b,)`, for a codec without tokens.
+        """
+        for scorer in self.scorers.values():
+            if scorer.record.kind == "tokens":
+                scorer.update(bits_per_pixel if tokens is None else tokens, index=index, failed=failed)
+            else:
+                scorer.update(reference, reconstruction, index=index, failed=failed)
+        good = ~failed.cpu()
+        if tokens is not None:
+            bits_per_pixel = tokens.bits_per_pixel()
+            self._positions.append(tokens.counts.cpu()[good])
+        if bits_per_pixel is not None:
+            self._bits.append(bits_per_pixel.double().cpu()[good])
+
+    def point(self, *, seed: int = 0) -> Point:
+        """Give the scores over all batches (and all processes, for the scores)."""
+        scores = {name: scorer.result(seed=seed) for name, scorer in self.scorers.items()}
+        counters = [scorer for scorer in self.scorers.values() if isinstance(scorer, CodeCounts)]
+        return Point(
+            rate=self.rate,
+            bits_per_pixel=_mean(self._bits),
+            tokens_per_item=_mean(self._positions),
+            scores=scores,
+            codes=counters[0].details() if counters else {},
+        )
+
+    def per_item(self) -> tuple[list[int], dict[str, list[float]]]:
+        """Give the numbers of the items, rising, and for each per-item score its values in that order, NaN where it failed."""
+        numbers: list[int] = []
+        columns = {}
+        for name, scorer in self.scorers.items():
+            if isinstance(scorer, ItemScorer):
+                index, values = scorer.per_item()
+                numbers, columns[name] = index.tolist(), values.tolist()
+        return numbers, columns
+
+
+def _mean(parts: list[Tensor]) -> float | None:
+    """Mean over all items, as a weighted sum over processes where there are several; None where there are none."""
+    if not parts:
+        return None
+    values = torch.cat(parts).double()
+    total = torch.tensor([float(values.sum()), float(len(values))], dtype=torch.float64)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        total = total.to(device)
+        torch.distributed.all_reduce(total)
+    return float(total[0] / total[1]) if float(total[1]) else None

@@ -1,0 +1,223 @@
+"""How pictures reach a tokenizer and a scorer, as versioned values: two numbers are compared only where their protocols are equal.
+
+    image-64-v1                       the zoo's own rule (Pillow, antialiased bicubic, centre), 64 px
+    image-256-v1, image-256x192-v1    the same for other sizes (height x width)
+    image-256-adm-v1                  halving with a box filter, then bicubic, centre: ADM and what follows it
+    image-256-torchvision-bilinear-v1, image-256-torchvision-bicubic-v1    Resize(256), CenterCrop(256) of torchvision
+
+A protocol never changes: a better rule gets a new version. `Protocol.varied` changes a field and says so in the id.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from PIL import Image
+
+__all__ = ["RULES", "Protocol", "default_protocol", "get_protocol", "prepare"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Everything that fixes a number beside the tokenizer and the data.
+
+    Attributes:
+        id: name with version; equal ids mean equal rules.
+        modality: of the items.
+        size: `(h, w)` after the crop.
+        resize: filter and library.
+        crop: what is cut.
+        signal: how 8-bit values reach the tokenizer.
+        to_uint8: how a reconstruction becomes 8 bits before scoring.
+        reference: what it is compared with.
+        encode: the encoder's mode, not a sample.
+        dtype: of the tokenizer.
+        seed: of decoders that draw noise and of the bootstrap. Item i of the data set draws with seed * 2^32 + i, so that its
+            result does not depend on the batch.
+        interval: how confidence intervals are made.
+        decode: options of the decoder, such as steps and guidance. They belong to the tokenizer: rows with other options may be
+            compared.
+        scorers: name -> definition of each scorer used, with the SHA-256 of its network.
+    """
+
+    id: str
+    modality: Literal["image"] = "image"
+    size: tuple[int, int]
+    resize: str = "pil-bicubic-antialias"
+    crop: str = "center"
+    signal: str = "v / 127.5 - 1, float"
+    to_uint8: Literal["round", "truncate"] = "round"
+    reference: str = "cropped originals, 8 bits"
+    encode: str = "mode"
+    dtype: str = "float32"
+    seed: int = 0
+    interval: str = "percentile bootstrap over items, 1000 resamples, 95 %"
+    decode: Mapping[str, Any] = field(default_factory=dict)
+    scorers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.resize not in RULES:
+            raise ValueError(f"Protocol {self.id}: resize={self.resize!r}. Allowed: {', '.join(RULES)}.")
+        if self.to_uint8 not in ("round", "truncate"):
+            raise ValueError(f"Protocol {self.id}: to_uint8={self.to_uint8!r}. Allowed: round, truncate.")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"Protocol {self.id}: size={self.size}. Needed: (height, width), each at least 1.")
+        if RULES[self.resize].square and self.size[0] != self.size[1]:
+            raise ValueError(f"Protocol {self.id}: size={self.size}, but {self.resize} is defined for squares.")
+        wrong = [key for key, value in self.decode.items() if not isinstance(value, str | int | float | bool | None)]
+        if wrong:
+            raise ValueError(f"Protocol {self.id}: decode option {wrong[0]}={self.decode[wrong[0]]!r}. Allowed: plain values.")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"Protocol {self.id}: seed={self.seed}. Allowed: 0..{2**31 - 1}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with the fingerprint, for a result file."""
+        return {**self._plain(), "fingerprint": self.fingerprint}
+
+    def _plain(self) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        scorers = {name: dict(definition) for name, definition in self.scorers.items()}
+        return {**values, "size": list(self.size), "decode": dict(self.decode), "scorers": scorers}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all fields: any change of any of them changes it."""
+        text = json.dumps(self._plain(), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Protocol":
+        """Read what `to_dict` gave.
+
+        Raises:
+            ValueError: an unknown or missing key, a value that is not allowed, or a fingerprint that does not fit the fields.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(values.keys() - known - {"fingerprint"})
+        missing = sorted({*known, "fingerprint"} - values.keys())
+        if unknown or missing:
+            raise ValueError(f"Protocol: unknown keys {unknown}, missing keys {missing}. Needed: {sorted(known)} and fingerprint.")
+        protocol = cls(**{**{key: values[key] for key in known}, "size": tuple(values["size"])})
+        if protocol.fingerprint != values["fingerprint"]:
+            raise ValueError(
+                f"Protocol {protocol.id}: fingerprint {str(values['fingerprint'])[:12]} does not fit the fields "
+                f"({protocol.fingerprint[:12]}). They were edited by hand: measure again."
+            )
+        return protocol
+
+    def varied(self, **changes: Any) -> "Protocol":
+        """Change fields; those that make numbers another quantity are written into the id, such as `image-64-v1+seed=1`.
+
+        Raises:
+            ValueError: no such field, or `id` itself.
+        """
+        known = [f.name for f in fields(self) if f.name != "id"]
+        wrong = [key for key in changes if key not in known]
+        if wrong:
+            raise ValueError(f"Protocol.varied: {wrong[0]!r} is no field that can be changed. Allowed: {', '.join(known)}.")
+        told = {key: value for key, value in changes.items() if key not in ("decode", "scorers") and value != getattr(self, key)}
+        name = self.id + "".join(f"+{key}={_word(value)}" for key, value in sorted(told.items()))
+        return replace(self, id=name, **changes)
+
+
+def _word(value: Any) -> str:
+    text = "x".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
+
+
+# -- rules for resize and crop ---------------------------------------------------------------------------------------
+
+
+def _zoo(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    from zoo.media import resize_crop
+
+    return resize_crop(image, size)
+
+
+def _adm(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Halve with a box filter while the short side is at least twice the size; bicubic to the size; cut the centre."""
+    side = size[0]
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = side / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def _torchvision(filter_name: str) -> Callable[[Image.Image, tuple[int, int]], Image.Image]:
+    def rule(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as F
+
+        resized = F.resize(image, [min(size)], interpolation=InterpolationMode(filter_name))
+        return F.center_crop(resized, list(size))
+
+    return rule
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way to bring a picture to a size.
+
+    Attributes:
+        apply: RGB picture and `(h, w)` to the RGB picture of that size.
+        square: only defined for squares.
+        what: in words.
+    """
+
+    apply: Callable[[Image.Image, tuple[int, int]], Image.Image]
+    square: bool
+    what: str
+
+
+RULES: dict[str, Rule] = {
+    "pil-bicubic-antialias": Rule(_zoo, False, "Pillow: the largest centred box of the aspect, by antialiased bicubic to the size"),
+    "adm-box-bicubic": Rule(_adm, True, "Pillow: halved by box filter, then bicubic, centre crop"),
+    "torchvision-bilinear": Rule(_torchvision("bilinear"), True, "torchvision Resize (bilinear on PIL) and CenterCrop"),
+    "torchvision-bicubic": Rule(_torchvision("bicubic"), True, "torchvision Resize (bicubic on PIL) and CenterCrop"),
+}
+_VARIANTS = {
+    "": "pil-bicubic-antialias",
+    "adm": "adm-box-bicubic",
+    "torchvision-bilinear": "torchvision-bilinear",
+    "torchvision-bicubic": "torchvision-bicubic",
+}
+
+
+def prepare(protocol: Protocol, image: Image.Image) -> Image.Image:
+    """Bring an RGB picture to the protocol's size by its rule."""
+    return RULES[protocol.resize].apply(image, protocol.size)
+
+
+def get_protocol(name: str) -> Protocol:
+    """Give a protocol by its id.
+
+    Raises:
+        ValueError: no such id, with near matches.
+    """
+    match = re.fullmatch(r"image-([1-9]\d*)(?:x([1-9]\d*))?(?:-([a-z-]+))?-v1", name)
+    variant = (match[3] or "") if match else None
+    if match is None or variant not in _VARIANTS:
+        examples = [f"image-{n}{'-' * bool(v)}{v}-v1" for n in (32, 64, 128, 256, 512) for v in _VARIANTS]
+        near = ", ".join(difflib.get_close_matches(name, examples, n=3, cutoff=0.3))
+        forms = ", ".join(f"image-SIZE{'-' * bool(v)}{v}-v1" for v in _VARIANTS)
+        raise ValueError(f"get_protocol: there is no protocol {name!r}. Closest: {near}. Forms: {forms}; SIZE is 256 or 256x192.")
+    height = int(match[1])
+    return Protocol(id=name, size=(height, int(match[2] or height)), resize=_VARIANTS[variant])
+
+
+def default_protocol(name: str, native_size: tuple[int, int] | None) -> Protocol:
+    """Give the zoo's own protocol at a tokenizer's native size.
+
+    Raises:
+        ValueError: the tokenizer has no native size.
+    """
+    if native_size is None:
+        raise ValueError(f"default_protocol: {name} has no native size. Choose a protocol, such as image-256-v1.")
+    height, width = native_size
+    return get_protocol(f"image-{height}-v1" if height == width else f"image-{height}x{width}-v1")

@@ -1,0 +1,170 @@
+"""Running a tokenizer over a corpus: pictures are read ahead, one bad item does not stop the rest, and the time is taken."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.protocols import Protocol, prepare
+from eval.results import Speed
+from zoo.media import to_uint8
+from zoo.tokenizer import Tokenizer
+from zoo.tokens import Tokens
+
+__all__ = ["Batch", "Runner", "batches", "evaluation_mode", "tensors_sha256"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prepared pictures: uint8 `(b, 3, h, w)`, black where one could not be read."""
+
+    index: Tensor
+    pictures: Tensor
+    unreadable: Tensor
+
+
+def _read(corpus: Any, protocol: Protocol, number: int) -> np.ndarray | None:
+    from recipes.data.corpus import UnreadableImageError
+
+    try:
+        image = corpus.read(number)
+    except UnreadableImageError as error:
+        logger.warning("%s It counts as failed.", error)
+        return None
+    return np.asarray(prepare(protocol, image))
+
+
+def batches(corpus: Any, protocol: Protocol, numbers: Sequence[int], batch_size: int, workers: int) -> Iterator[Batch]:
+    """Read and crop pictures; `workers` threads read the next batch while this one is in use."""
+    parts = [numbers[first : first + batch_size] for first in range(0, len(numbers), batch_size)]
+    with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
+
+        def start(part: Sequence[int]) -> Callable[[], list[np.ndarray | None]]:
+            if pool is None:
+                return lambda: [_read(corpus, protocol, number) for number in part]
+            futures = [pool.submit(_read, corpus, protocol, number) for number in part]
+            return lambda: [future.result() for future in futures]
+
+        waiting = start(parts[0]) if parts else None
+        for i, part in enumerate(parts):
+            assert waiting is not None
+            arrays, waiting = waiting(), start(parts[i + 1]) if i + 1 < len(parts) else None
+            black = np.zeros((*protocol.size, 3), np.uint8)
+            stacked = np.stack([black if array is None else array for array in arrays])
+            yield Batch(
+                torch.tensor(part, dtype=torch.int64),
+                torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous(),
+                torch.tensor([array is None for array in arrays]),
+            )
+
+
+class Runner:
+    """Encode and decode batches of one tokenizer, with times and without letting one bad item stop the rest."""
+
+    def __init__(self, tokenizer: Tokenizer, protocol: Protocol) -> None:
+        self.tokenizer = tokenizer
+        self.protocol = protocol
+        self.encode_times: list[tuple[float, int]] = []
+        self.decode_times: list[tuple[float, int]] = []
+
+    def _now(self) -> float:
+        if self.tokenizer.device.type == "cuda":
+            torch.cuda.synchronize(self.tokenizer.device)
+        return time.perf_counter()
+
+    @torch.inference_mode()
+    def encode(self, batch: Batch) -> tuple[Tokens, Tensor]:
+        """Give all tokens, and `(b,)` boolean: True for items without usable tokens, whose latents are set to zero."""
+        x = (batch.pictures.to(self.tokenizer.device).float() / 127.5 - 1).to(self.tokenizer.dtype)
+        start = self._now()
+        tokens = self.tokenizer.encode(x)
+        self.encode_times.append((self._now() - start, len(x)))
+        failed = batch.unreadable.clone()
+        if not tokens.discrete:
+            broken = ~torch.isfinite(tokens.data).flatten(1).all(1)
+            failed |= broken.cpu()
+            tokens = replace(tokens, data=tokens.data.masked_fill(broken.view(-1, *[1] * (tokens.data.ndim - 1)), 0))
+        return tokens, failed
+
+    @torch.inference_mode()
+    def _decode(self, tokens: Tokens, index: Tensor, timed: bool) -> Tensor:
+        options = dict(self.protocol.decode)
+        if self.tokenizer.info.stochastic_decode:
+            options["seed"] = [(self.protocol.seed << 32) + number for number in index.tolist()]
+        start = self._now()
+        y = self.tokenizer.decode(tokens, **options)
+        if timed:
+            self.decode_times.append((self._now() - start, len(tokens)))
+        return y.float()
+
+    def decode(self, tokens: Tokens, index: Tensor, *, timed: bool = False) -> tuple[Tensor, Tensor]:
+        """Give pictures, uint8 `(b, 3, h, w)`, and `(b,)` boolean on the CPU: True for items that are not finite."""
+        y = self._decode(tokens, index, timed)
+        failed = ~torch.isfinite(y).flatten(1).all(1)
+        y = torch.nan_to_num(y)
+        if self.protocol.to_uint8 == "truncate":
+            pictures = ((y.clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
+        else:
+            pictures = to_uint8(y)
+        return pictures, failed.cpu()
+
+    def speed(self) -> Speed:
+        tokenizer = self.tokenizer
+        return Speed(
+            encode_items_per_s=_per_second(self.encode_times),
+            decode_items_per_s=_per_second(self.decode_times),
+            device=_device_name(tokenizer.device),
+            dtype=self.protocol.dtype,
+            batch=max(count for _, count in self.encode_times),
+            threads=torch.get_num_threads(),
+        )
+
+
+def _per_second(times: list[tuple[float, int]]) -> float:
+    times = times[1:] or times
+    return sum(count for _, count in times) / max(sum(seconds for seconds, _ in times), 1e-9)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu" and Path("/proc/cpuinfo").is_file():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"cpu ({line.partition(':')[2].strip()})"
+    return device.type
+
+
+def tensors_sha256(tokenizer: torch.nn.Module) -> str:
+    """SHA-256 (hex) of a network's tensors: for each, in order of name, its name, dtype, shape and bytes.
+
+    It does not depend on the file the tensors came from, but on their dtype.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(tokenizer.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def evaluation_mode(tokenizer: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout and the like off, and afterwards back to what each module was."""
+    modes = [(module, module.training) for module in tokenizer.modules()]
+    tokenizer.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,50 @@
+import os
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from eval.scorers import DEFAULT_IMAGE, RECORDS, ScorerRecord, check_names
+
+PLAIN = ["psnr_db", "ssim", "ssim_valid", "mse", "mae", "bits_per_pixel", "codebook_use", "code_perplexity"]
+OFFICIAL = ["lpips", "lpips_vgg", "rfid"]
+KINDS = ["pdist", "fd", "pfd64", "kid", "precision", "recall"]
+WANTED = PLAIN + OFFICIAL + [f"{kind}_{network}" for kind in KINDS for network in ("mbv2", "lite0")]
+
+
+def test_every_scorer_has_a_whole_record():
+    assert sorted(RECORDS) == sorted(WANTED)
+    for name, record in RECORDS.items():
+        assert record.name == name
+        assert record.unit
+        assert record.source
+        assert record.protocol
+        assert record.better in ("higher", "lower")
+        low, high = record.range
+        assert low is None or high is None or low < high
+        assert {f.name for f in fields(ScorerRecord)} >= {"needs_reference", "range", "source", "protocol"}
+
+
+def test_only_the_official_network_is_called_fid():
+    assert [name for name in RECORDS if "fid" in name] == ["rfid"]
+    assert sorted(name for name, record in RECORDS.items() if record.download) == OFFICIAL
+
+
+def test_default_scorers_need_no_download():
+    assert not any(RECORDS[name].download for name in DEFAULT_IMAGE)
+
+
+def test_unknown_names_get_near_matches():
+    with pytest.raises(ValueError, match=r"no scorer 'psnr'. Did you mean psnr_db"):
+        check_names(["ssim", "psnr"])
+    with pytest.raises(ValueError, match=r"no scorer 'fid'. Did you mean .*rfid"):
+        check_names(["fid"])
+    with pytest.raises(ValueError, match=r"none was named"):
+        check_names([])
+    assert check_names(["ssim", "psnr_db", "ssim"]) == ["ssim", "psnr_db"]
+
+
+def test_reading_results_and_listing_scorers_load_no_torch():
+    code = "import sys, eval.scorers, eval.protocols, eval.rates, eval.results; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
