@@ -1,0 +1,107 @@
+"""Files in and out: what the user named, and outputs that are whole or not there. Imports no torch."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from zoo.registry import Entry, find
+
+__all__ = ["expand_inputs", "kind_of", "refuse_other_kinds", "whole_file", "whole_folder"]
+
+_KINDS = {
+    "image": [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"],
+    "audio": [".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".aif"],
+    "video": [".mp4", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".m4v"],
+}
+
+
+def kind_of(path: Path) -> str | None:
+    """Modality by the ending of the name; None for one that is none of ours."""
+    return next((kind for kind, endings in _KINDS.items() if path.suffix.lower() in endings), None)
+
+
+def expand_inputs(
+    inputs: Sequence[str], *, command: str, kind: str | None = None, ending: str | None = None
+) -> list[tuple[Path, Path]]:
+    """Give every file named, folders opened (with what is below them, in order of their names).
+
+    Args:
+        inputs: files and folders.
+        command: for the errors.
+        kind: modality of the files to take from folders.
+        ending: or the ending of their names.
+
+    Returns:
+        Pairs of the file and its place below the input it came from, which is used to name the output.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ValueError: a folder without such files.
+    """
+    found: list[tuple[Path, Path]] = []
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            inside = [p for p in inside if (kind_of(p) == kind if ending is None else p.name.endswith(ending))]
+            if not inside:
+                raise ValueError(f"{command}: the folder {path} holds no {ending or kind} files. Name another, or files.")
+            found += [(p, p.relative_to(path)) for p in inside]
+        elif path.is_file():
+            found.append((path, Path(path.name)))
+        else:
+            raise FileNotFoundError(f"{command}: no file or folder {path}.")
+    return found
+
+
+def refuse_other_kinds(paths: Sequence[Path], entry: Entry) -> None:
+    """Refuse a sound for an image tokenizer and the like, by the ending of the name.
+
+    Raises:
+        ValueError: with the tokenizers that take such a file, or that there are none yet.
+    """
+    words = {"image": "picture", "audio": "sound", "video": "video"}
+    for path in paths:
+        kind = kind_of(path)
+        if kind in (None, entry.modality):
+            continue
+        fitting = [other.name for other in find(modality=kind)]
+        if fitting:
+            advice = f"Use one of {', '.join(fitting[:3])} (`zoo list --modality {kind}` shows all)."
+        else:
+            advice = f"Tokenizers for {kind} are not yet in the zoo."
+        raise ValueError(f"zoo encode: {path} is a {words[kind]}, but {entry.name} is for {words[entry.modality]}s. {advice}")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` that takes its place at the end; nothing stays when the work was stopped or failed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _beside(path) as folder:
+        temporary = folder / path.name
+        yield temporary
+        os.replace(temporary, path)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder whose files move into `path` together at the end; other files there are left alone."""
+    path.mkdir(parents=True, exist_ok=True)
+    with _beside(path / "x") as folder:
+        yield folder
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            target = path / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=".zoo-", dir=path.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,121 @@
+"""The tokenizer a command works with: loading it by name, folder or Hub repository, and the options its decoder takes."""
+
+import argparse
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from zoo.registry import info
+
+if TYPE_CHECKING:
+    from zoo.tokenizer import Tokenizer
+
+__all__ = ["add_tokenizer_arguments", "decode_options", "load_tokenizer", "only_pictures"]
+
+
+def add_tokenizer_arguments(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    words = "a name that `zoo list` shows, a folder, or a Hub repository org/name"
+    if default is None:
+        parser.add_argument("name", metavar="NAME", help=words)
+    else:
+        parser.add_argument("name", metavar="NAME", nargs="?", default=default, help=f"{words} (default: {default})")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="items at a time (default: %(default)s)")
+
+
+def load_tokenizer(arguments: argparse.Namespace, command: str) -> "Tokenizer":
+    """Load what NAME means, on the device asked for.
+
+    Raises:
+        ValueError: an unknown name (before torch is imported), device or batch size, or weights that do not load.
+    """
+    name = arguments.name
+    if arguments.batch_size < 1:
+        raise ValueError(f"{command}: --batch-size {arguments.batch_size}. Allowed: 1 or more.")
+    if "/" not in name and not name.startswith((".", "~")) and not Path(name).is_dir():
+        info(name)
+    from zoo.cli.progress import waiting
+
+    with waiting(f"loading {name}"):
+        import zoo
+
+        device = _device(arguments.device, command)
+        return zoo.load(name, device=device)
+
+
+def _device(text: str, command: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise ValueError(f"{command}: --device {text} is none that torch knows. Allowed: cpu, cuda, cuda:1, mps.") from error
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type, False):
+        raise ValueError(f"{command}: --device {text} is not there. Usable: {', '.join(name for name, ok in there.items() if ok)}.")
+    return device
+
+
+def only_pictures(tokenizer: "Tokenizer", command: str) -> None:
+    """Refuse sound and video.
+
+    Raises:
+        ValueError: with the way in Python.
+    """
+    if tokenizer.info.modality != "image":
+        raise ValueError(
+            f"{command}: {tokenizer.info.name} is for {tokenizer.info.modality}; this command reads and writes pictures only. "
+            "In Python: tok.encode(x), tok.decode(tokens)."
+        )
+
+
+def decode_options(tokenizer: "Tokenizer", given: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` texts as options of this tokenizer's decoder.
+
+    Raises:
+        ValueError: no '=', an option that the decoder does not take (those it takes are listed), or a value of another type.
+    """
+    command, allowed = f"{tokenizer.info.name}.decode", _allowed_options(tokenizer)
+    options: dict[str, Any] = {}
+    for text in given:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise ValueError(f"{command}: --option {text!r} has no '='. Write key=value.")
+        if key not in allowed:
+            there = f"Allowed: {', '.join(allowed)}." if allowed else "This decoder has none."
+            raise ValueError(f"{command}: no option {key!r}. {there}")
+        options[key] = _read(command, key, value, allowed[key])
+    return options
+
+
+def _allowed_options(tokenizer: "Tokenizer") -> dict[str, list[Any]]:
+    """Keyword arguments of the decoder that a text can give, with their types."""
+    decode = type(tokenizer)._decode
+    hints = get_type_hints(decode)
+    allowed: dict[str, list[Any]] = {}
+    for parameter in inspect.signature(decode).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            hint = hints.get(parameter.name)
+            members = (hint,) if get_origin(hint) in (None, Literal) else get_args(hint)
+            types = [t for t in members if t in (int, float, bool, str) or get_origin(t) is Literal]
+            if types:
+                allowed[parameter.name] = types
+    return allowed
+
+
+def _read(command: str, key: str, text: str, types: Sequence[Any]) -> Any:
+    for kind in types:
+        if get_origin(kind) is Literal:
+            if text in get_args(kind):
+                return text
+        elif kind is bool:
+            if text.lower() in ("true", "false"):
+                return text.lower() == "true"
+        else:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    words = [", ".join(map(str, get_args(t))) if get_origin(t) is Literal else t.__name__ for t in types]
+    raise ValueError(f"{command}: option {key}={text!r}. Needed: {' or '.join(words)}.")
