@@ -10,6 +10,7 @@ something; absolute times belong to the machine.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import math
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from zoo.quantizers import FSQ, LFQ, RVQ, VQ, DimensionWise
 
-__all__ = ["Row", "print_table", "run"]
+__all__ = ["Row", "main", "print_table", "run"]
 
 Call = Callable[[], Tensor]
 
@@ -339,3 +340,15 @@ def print_table(rows: Sequence[Row]) -> None:
 
 def _shown(value: float, form: str) -> str:
     return "-" if math.isnan(value) else form.format(value)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run `zoo bench quantizers`: measure, show the table, and fail (1) if a promise is broken."""
+    parser = argparse.ArgumentParser(prog="zoo bench quantizers", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3, help="timed rounds per case, the best counts (default 3)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    options = parser.parse_args(args)
+    torch.set_num_threads(options.threads)
+    rows = run(repeats=options.repeats)
+    print_table(rows)
+    return int(any(row.speedup < row.target for row in rows if not math.isnan(row.target)))

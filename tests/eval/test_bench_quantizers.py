@@ -35,6 +35,17 @@ def test_rows_of_small_cases(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "not run" in printed
 
 
+def test_the_command_fails_when_a_promise_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, broken = (
+        bench.Row(case="a", ours_seconds=1, theirs_seconds=theirs, ours_mib=1, theirs_mib=1, same_codes=1, target=1.5)
+        for theirs in (2.0, 1.0)
+    )
+    monkeypatch.setattr(bench, "run", lambda *, repeats: [kept] * repeats)
+    assert bench.main(["--repeats", "2"]) == 0
+    monkeypatch.setattr(bench, "run", lambda *, repeats: [kept, broken])
+    assert bench.main([]) == 1
+
+
 def test_memory_of_a_known_allocation() -> None:
     if math.isnan(bench._extra_memory(lambda: torch.ones(1))):
         pytest.skip("this system has no /proc/self/clear_refs, so peak memory cannot be measured")
@@ -42,7 +53,7 @@ def test_memory_of_a_known_allocation() -> None:
 
 
 def test_refuses_no_repeats() -> None:
-    with pytest.raises(ValueError, match="repeats=0"):
+    with pytest.raises(ValueError, match=r"repeats=0"):
         bench.run(repeats=0)
 
 
