@@ -154,7 +154,10 @@ def _load_folder(path: Path, *, family: str | None, name: str | None) -> Tokeniz
 
 
 class _SkipInit(TorchFunctionMode):
-    """Leave new parameters as allocated (a billion random numbers take a minute); constants are computed as always."""
+    """Give new parameters zeros (a billion random numbers take a minute); constants are computed as always.
+
+    Zeros, not what was in memory: an initialiser that draws again until all values lie in its bounds would never end.
+    """
 
     _RANDOM = frozenset(
         "uniform_ normal_ trunc_normal_ kaiming_uniform_ kaiming_normal_ xavier_uniform_ xavier_normal_ orthogonal_ erfinv_".split()
@@ -162,11 +165,16 @@ class _SkipInit(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in self._RANDOM:
-            return args[0] if args else (kwargs or {})["tensor"]
+            tensor = args[0] if args else (kwargs or {})["tensor"]
+            tensor.detach().zero_()
+            return tensor
         return func(*args, **(kwargs or {}))
 
 
-_PROVENANCE = ("summary", "trained_on", "license_code", "license_weights", "notice", "paper", "source", "parameters", "recipe")
+_PROVENANCE = (
+    *("summary", "trained_on", "training_pack", "training", "license_code", "license_weights", "notice", "paper", "source"),
+    *("parameters", "recipe"),
+)
 
 
 def _provenance(values: Any, path: Path) -> dict[str, Any]:
