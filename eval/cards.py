@@ -69,11 +69,9 @@ def _front_matter(entry: Entry) -> str:
 
     licence = entry.license_weights
     known = _HUB_LICENCES.get(licence or "")
-    values: dict[str, Any] = {}
-    if known:
-        values["license"] = known
-    elif licence:
-        values |= {"license": "other", "license_name": licence.removeprefix("LicenseRef-").lower()}
+    values: dict[str, Any] = {"license": known or ("other" if licence else "unknown")}
+    if licence and not known:
+        values["license_name"] = licence.removeprefix("LicenseRef-").lower()
     arxiv = [word for word in (entry.paper or "").replace(",", " ").split() if word[:4].isdigit() and "." in word]
     tags = ["tokenizer", entry.modality, entry.family, *(f"arxiv:{number}" for number in arxiv), *entry.tags]
     data = ModelCardData(
@@ -205,7 +203,7 @@ def _training_sources(entry: Entry) -> str:
         lines.append(f"| {package.name} | {package.version} | {record.sources['train']} | {record.crops['train']} | {licences} |")
     lines += [
         "",
-        f"The weights carry {_licence(entry.license_weights)}, which public-domain, CC0, CC BY, CC BY-SA and GPL sources all allow. "
+        f"The weights carry {_licence(entry.license_weights)}, which public-domain, CC0, CC BY, CC BY-SA (through 4.0) and GPL sources allow. "
         "The single credits stand in the README that the build writes beside the pictures.",
     ]
     return "\n".join(lines)

@@ -154,20 +154,21 @@ def _load_folder(path: Path, *, family: str | None, name: str | None) -> Tokeniz
 
 
 class _SkipInit(TorchFunctionMode):
-    """Give new parameters zeros (a billion random numbers take a minute); constants are computed as always.
+    """Draw no random weights for new parameters (a billion numbers take a minute); constants are computed as always.
 
-    Zeros, not what was in memory: an initialiser that draws again until all values lie in its bounds would never end.
+    Elementary draws give zeros instead, since initialisers that reject values outside their range draw until all are inside.
     """
 
-    _RANDOM = frozenset(
-        "uniform_ normal_ trunc_normal_ kaiming_uniform_ kaiming_normal_ xavier_uniform_ xavier_normal_ orthogonal_ erfinv_".split()
-    )
+    _INITIALISERS = frozenset("kaiming_uniform_ kaiming_normal_ xavier_uniform_ xavier_normal_ orthogonal_".split())
+    _DRAWS = frozenset("uniform_ normal_".split())
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in self._RANDOM:
-            tensor = args[0] if args else (kwargs or {})["tensor"]
-            tensor.detach().zero_()
-            return tensor
+        name = getattr(func, "__name__", "")
+        if name in self._INITIALISERS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        if name in self._DRAWS:
+            with torch.no_grad():
+                return (args[0] if args else (kwargs or {})["tensor"]).zero_()
         return func(*args, **(kwargs or {}))
 
 

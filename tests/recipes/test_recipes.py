@@ -1,0 +1,150 @@
+"""Every recipe parses, builds and steps; the nano recipes start where they should and resume exactly."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import recipes.train
+import zoo
+from recipes.data.latents import LatentBatch
+from recipes.modules.flextok import FlexTokRecipe
+from zoo.layers.flow import draw_noise_levels
+from zoo.transforms.nested_dropout import draw_keep
+
+CONFIGS = Path(recipes.train.__file__).parent / "configs"
+NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+TOY = {
+    "flextok": dict(
+        vae_channels=[8, 8, 8, 8], vae_layers=1, vae_groups=4, grid=2, registers=8, encoder_width=32, encoder_depth=1,
+        encoder_head=16, decoder_width=32, decoder_depth=2, decoder_head=16,
+    ),
+    "autoencoder_kl": dict(block_channels=[8, 8, 8, 8], layers_per_block=1, norm_groups=4),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Twelve smooth colour pictures, their latents' front end being whatever the recipe says."""
+    folder = tmp_path_factory.mktemp("pictures")
+    draws = np.random.default_rng(0)
+    for i in range(12):
+        small = Image.fromarray(draws.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        small.resize((48, 48), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def test_every_recipe_is_found():
+    assert len(NAMES) == 7, "a recipe came or went: set the count, and see that it is stepped below"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header_and_size(name):
+    text = (CONFIGS / name).read_text()
+    for word in ("# Run:", "# Override:", "# Data:"):
+        assert word in text
+    tokenizer = yaml.safe_load(text)["model"]["init_args"]["tokenizer"]
+    assert Path(name).stem == tokenizer, "a recipe is named after what it trains"
+    with torch.device("meta"):
+        tok = zoo.create(tokenizer)
+    assert sum(value.numel() for value in tok.state_dict().values()) == zoo.info(tokenizer).parameters
+
+
+def run(name, pictures, folder, *overrides):
+    """Run a recipe in this process at toy size on ImageDataModule; gives the logged rows."""
+    config = yaml.safe_load((CONFIGS / name).read_text())
+    tokenizer = config["model"]["init_args"]["tokenizer"]
+    toy = TOY[zoo.info(tokenizer).family]
+    config["trainer"] |= {"default_root_dir": str(folder), "accelerator": "cpu", "devices": 1, "log_every_n_steps": 1}
+    config["trainer"]["logger"]["init_args"]["save_dir"] = str(folder)
+    config["trainer"]["callbacks"][0]["init_args"]["dirpath"] = str(folder / "checkpoints")
+    config["model"]["init_args"] |= {"overrides": toy}
+    if "vae" in config["model"]["init_args"]:
+        config["model"]["init_args"]["vae"] = None
+    if "alignment_network" in config["model"]["init_args"]:
+        config["model"]["init_args"] |= {"alignment_network": "efficientnet_lite0", "alignment_channels": 112}
+    config["data"] = {
+        "class_path": "recipes.data.images.ImageDataModule",
+        "init_args": {"train": str(pictures), "val": str(pictures), "size": 32, "batch_size": 4},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert recipes.train.main([str(path), *overrides]) == 0
+    with open(folder / "log" / "metrics.csv") as file:
+        return [row for row in csv.DictReader(file) if row.get("train/loss")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_steps_at_toy_width(name, pictures, tmp_path):
+    rows = run(name, pictures, tmp_path, "--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
+    assert [int(row["step"]) for row in rows] == [0, 1]
+    assert all(np.isfinite(float(row["train/loss"])) for row in rows)
+    tok = zoo.load(tmp_path / "tokenizer")
+    x = torch.zeros(1, 3, 32, 32)
+    assert tok.decode(tok.encode(x)).shape == x.shape
+
+
+def test_first_flow_loss_is_what_the_zero_heads_leave(monkeypatch):
+    """The heads start at zero, so the first loss is the mean square of noise - latents, with the noise of seed, rank and step."""
+    recipe = FlexTokRecipe("flextok_nano", overrides=TOY["flextok"], seed=3)
+    monkeypatch.setattr(FlexTokRecipe, "global_rank", 0)
+    monkeypatch.setattr(FlexTokRecipe, "global_step", 7)
+    logged = {}
+    recipe.log_scores = lambda stage, values, batch_size: logged.update(values)
+    latents = torch.randn(4, 16, 4, 4, generator=torch.Generator().manual_seed(1))
+    loss = recipe.training_step(LatentBatch(latents, torch.zeros(4, 3, 32, 32), torch.zeros(4), torch.arange(4)), 0)
+    config, draws = recipe.tokenizer.config, recipe.draws()
+    draw_keep(4, config.registers, sampling=config.keep_sampling, generator=draws)
+    torch.rand(4, generator=draws)
+    draw_noise_levels(4, schedule=config.noise_schedule, mode_scale=config.mode_scale, generator=draws)
+    noise = torch.randn(latents.shape, generator=draws)
+    assert float(loss.detach()) == pytest.approx(float((noise - latents).square().mean()), rel=1e-5)
+    assert float(logged["flow"].detach()) == pytest.approx(float(loss.detach()))
+
+
+KILL = """
+import sys, os, signal
+import recipes.train
+from lightning.pytorch import Callback
+class Kill(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == int(os.environ["KILL_AT"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+original = recipes.train.RecipeCLI.instantiate_trainer
+def instantiate(self, **kwargs):
+    trainer = original(self, **kwargs)
+    trainer.callbacks.insert(0, Kill())
+    return trainer
+recipes.train.RecipeCLI.instantiate_trainer = instantiate
+recipes.train.main(sys.argv[1:])
+"""
+
+
+def test_resume_after_kill_is_exact(pictures, tmp_path):
+    """Killed with SIGKILL in mid-epoch, started again: the losses after the checkpoint equal an uninterrupted run's."""
+    steps = ["--trainer.max_steps", "8"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    config = CONFIGS / "flextok_nano.yaml"
+    text = config.read_text().replace("every_n_train_steps: 250", "every_n_train_steps: 2")
+    every_two = tmp_path / "flextok_nano.yaml"
+    every_two.write_text(text)
+    expected = {int(r["step"]): r["train/loss"] for r in run(every_two, pictures, whole, *steps)}
+    run(every_two, pictures, broken, "--trainer.max_steps", "0")
+    environment = {**os.environ, "KILL_AT": "5", "PYTHONPATH": str(Path(zoo.__file__).parents[1])}
+    command = [sys.executable, "-c", KILL, str(broken / "recipe.yaml"), *steps]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    rows = run(every_two, pictures, broken, *steps)
+    got = {int(r["step"]): r["train/loss"] for r in rows}
+    assert set(got) >= {4, 5, 6, 7}
+    assert {s: got[s] for s in (4, 5, 6, 7)} == {s: expected[s] for s in (4, 5, 6, 7)}
