@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-__all__ = ["RULES", "Protocol", "default_protocol", "get_protocol", "prepare"]
+__all__ = ["RULES", "Protocol", "default_protocol", "get_protocol", "noise_seed", "prepare"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,9 @@ class Protocol:
         reference: what it is compared with.
         encode: the encoder's mode, not a sample.
         dtype: of the tokenizer.
-        seed: of decoders that draw noise and of the bootstrap. Item i of the data set draws with seed * 2^32 + i, so that its
-            result does not depend on the batch.
+        seed: of decoders that draw noise and of the bootstrap.
+        noise: how a decoder's noise follows from the seed: each item of the data set has its own (`noise_seed`), so that its result
+            does not depend on the batch, and items do not share noise.
         interval: how confidence intervals are made.
         decode: options of the decoder, such as steps and guidance. They belong to the tokenizer: rows with other options may be
             compared.
@@ -55,6 +56,7 @@ class Protocol:
     encode: str = "mode"
     dtype: str = "float32"
     seed: int = 0
+    noise: str = "one seed per item: the first 8 bytes of SHA-256 of SEED/NUMBER, without the sign bit"
     interval: str = "percentile bootstrap over items, 1000 resamples, 95 %"
     decode: Mapping[str, Any] = field(default_factory=dict)
     scorers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -192,6 +194,14 @@ _VARIANTS = {
 def prepare(protocol: Protocol, image: Image.Image) -> Image.Image:
     """Bring an RGB picture to the protocol's size by its rule."""
     return RULES[protocol.resize].apply(image, protocol.size)
+
+
+def noise_seed(seed: int, number: int) -> int:
+    """Seed of the noise of item `number`, in 0..2^63 - 1.
+
+    Hashed, because torch's CPU generator looks at the lower 32 bits of a seed only: numbers side by side would collide.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "big") >> 1
 
 
 def get_protocol(name: str) -> Protocol:

@@ -23,6 +23,7 @@ from eval.rates import Rate, at_rate, check_rates, ladder, parse_rates, rate_tex
 from eval.results import Dataset, ItemRow, Result, environment, load_result
 from eval.runner import Runner, batches, evaluation_mode, tensors_sha256
 from eval.scorers import DEFAULT_IMAGE, RECORDS, check_names
+from recipes.data.corpus import Selection, content_hash
 from zoo.tokenizer import Tokenizer
 
 __all__ = ["evaluate", "main"]
@@ -76,7 +77,7 @@ def evaluate(
         ModuleNotFoundError: a package of a scorer is missing.
         WeightsUnavailableError: official weights of a scorer are not to be had.
     """
-    from eval.measure import PointMeter
+    from eval.measure import PointMeter  # torchmetrics takes seconds to import, and `zoo eval --help` needs none of it
 
     rank, world = _place()
     info, spec = tokenizer.info, tokenizer.spec
@@ -104,10 +105,8 @@ def evaluate(
                 bad = (failed | broken).to(scoring_device)
                 meter.update(reference, pictures.to(scoring_device), index=batch.index, failed=bad, tokens=part)
             advance(len(batch.index))
-    if unreadable == len(numbers):
+    if world == 1 and unreadable == len(numbers):  # with more, one process must not leave the others waiting
         raise ValueError(f"evaluate: none of the {len(numbers)} pictures of {corpus.source} can be read; the log names them.")
-    from recipes.data.corpus import content_hash
-
     return Result(
         tokenizer=info.name,
         weights_sha256=tensors_sha256(tokenizer),
@@ -146,8 +145,6 @@ def _protocol_for(
 
 
 def _limited(corpus: Any, limit: int | None, world: int) -> tuple[Any, dict[str, Any]]:
-    from recipes.data.corpus import Selection
-
     total = len(corpus)
     if not total:
         raise ValueError("evaluate: the corpus holds no pictures. Give at least one.")

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.protocols import Protocol, prepare
+from eval.protocols import Protocol, noise_seed, prepare
 from eval.results import Speed
+from recipes.data.corpus import UnreadableImageError
 from zoo.media import to_uint8
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
@@ -35,8 +36,6 @@ class Batch:
 
 
 def _read(corpus: Any, protocol: Protocol, number: int) -> np.ndarray | None:
-    from recipes.data.corpus import UnreadableImageError
-
     try:
         image = corpus.read(number)
     except UnreadableImageError as error:
@@ -101,7 +100,7 @@ class Runner:
     def _decode(self, tokens: Tokens, index: Tensor, timed: bool) -> Tensor:
         options = dict(self.protocol.decode)
         if self.tokenizer.info.stochastic_decode:
-            options["seed"] = [(self.protocol.seed << 32) + number for number in index.tolist()]
+            options["seed"] = [noise_seed(self.protocol.seed, number) for number in index.tolist()]
         start = self._now()
         y = self.tokenizer.decode(tokens, **options)
         if timed:

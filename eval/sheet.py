@@ -15,6 +15,7 @@ from eval.rates import at_rate, rate_text
 from eval.results import Result, write_atomic
 from eval.runner import Runner, batches, evaluation_mode
 from eval.scorers import RECORDS
+from recipes.data.corpus import Selection
 from zoo.tokenizer import Tokenizer
 
 __all__ = ["SheetRow", "draw_sheet", "picture_sheet", "save_sheet"]
@@ -100,8 +101,6 @@ def picture_sheet(tokenizer: Tokenizer, corpus: Any, result: Result, *, first: i
     Returns:
         A PIL image.
     """
-    from recipes.data.corpus import Selection
-
     score, worst = _worst(result)
     numbers = [*range(min(first, result.dataset.count)), *worst]
     labels = [f"{number}: {corpus.key(number)}" for number in numbers]

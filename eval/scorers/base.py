@@ -29,7 +29,7 @@ class Scorer(Metric):
         self.record = record
 
     @property
-    def higher_is_better(self) -> bool | None:  # type: ignore[override] - torchmetrics has a constant of the class
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]  # a constant of the class there
         return None if self.record.better is None else self.record.better == "higher"
 
     def result(self, *, seed: int = 0) -> Score:

@@ -103,7 +103,7 @@ class FeatureDistance(PictureScorer):
         self.features = network
 
     def score(self, reference: Tensor, reconstruction: Tensor) -> Tensor:
-        return feature_distance(self.features, reference, reconstruction)  # type: ignore[arg-type] - called alike
+        return feature_distance(self.features, reference, reconstruction)  # type: ignore[arg-type]  # called alike
 
 
 class LPIPS(PictureScorer):

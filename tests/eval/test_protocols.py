@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
-from eval.protocols import RULES, Protocol, default_protocol, get_protocol, prepare
+from eval.protocols import RULES, Protocol, default_protocol, get_protocol, noise_seed, prepare
 from zoo.media import read_images, to_pil
 
 
@@ -27,6 +27,7 @@ CHANGED = {
     "encode": "sample",
     "dtype": "bfloat16",
     "seed": 1,
+    "noise": "one for all",
     "interval": "none",
     "decode": {"steps": 20},
     "scorers": {"psnr_db": {"unit": "dB"}},
@@ -127,3 +128,10 @@ def test_the_rules_differ():
         assert a.shape == (32, 32, 3)
         for b in made[:i]:
             assert np.abs(a - b).max() > 2
+
+
+def test_every_item_and_seed_has_noise_of_its_own():
+    """Also in the lower 32 bits, the only ones that torch's CPU generator looks at."""
+    seeds = [noise_seed(seed, number) for seed in range(20) for number in range(50)]
+    assert all(0 <= value < 2**63 for value in seeds)
+    assert len({value % 2**32 for value in seeds}) == 1000

@@ -1,7 +1,8 @@
-"""Tokenizers small enough to know every number of, and pictures for them. Also run as a script, by the two-process test."""
+"""Tokenizers small enough to know every number of, and pictures for them."""
 
+import io
 import json
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from zoo.tokens import Tokens
 
 
 class Pictures(ImageCorpus):
-    """Pictures held as arrays; the bytes are the pixels."""
+    """Pictures held as arrays; the bytes are PNG files."""
 
     def __init__(self, arrays: list[np.ndarray], source: str = "toys") -> None:
         self.arrays = arrays
@@ -31,13 +32,12 @@ class Pictures(ImageCorpus):
         return f"picture_{i}"
 
     def read_bytes(self, i: int) -> bytes:
-        return self.arrays[i].tobytes()
+        buffer = io.BytesIO()
+        Image.fromarray(self.arrays[i]).save(buffer, "PNG")
+        return buffer.getvalue()
 
     def record(self, i: int) -> dict[str, Any]:
         return {"key": self.key(i)}
-
-    def read(self, i: int) -> Image.Image:
-        return Image.fromarray(self.arrays[i])
 
 
 def waves(number: int, side: int) -> np.ndarray:
@@ -109,11 +109,11 @@ class Pixels(Tokenizer):
         if radius:
             padded = nn.functional.pad(y, (radius,) * 4, mode="reflect")
             y = nn.functional.avg_pool2d(padded, 2 * radius + 1, stride=1)
+        if self.broken is not None:
+            y = y.masked_fill(y.mean((1, 2, 3), keepdim=True) >= self.broken, torch.nan)
         if self.noise:
             draws = [torch.randn(y.shape[1:], generator=torch.Generator().manual_seed(one)) for one in seed]
             y = y + self.noise * torch.stack(draws)
-        if self.broken is not None:
-            y = y.masked_fill(y.mean((1, 2, 3), keepdim=True) >= self.broken, torch.nan)
         return y
 
 
@@ -158,7 +158,8 @@ def whole_run() -> dict[str, Any]:
     return {"points": points, "items": [[row.item, row.key, dict(row.scores)] for row in result.items]}
 
 
-def _main(rank: int, world: int, store: str, out: str) -> None:
+def run_rank(rank: int, world: int, store: str, out: str) -> None:
+    """Be one process of several; the first writes what all found."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     scores = {"stripes": stripe_scores(list(range(9))[rank::world]), "run": whole_run()}
@@ -167,5 +168,12 @@ def _main(rank: int, world: int, store: str, out: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-if __name__ == "__main__":
-    _main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+def run_command(rank: int, world: int, port: int, words: list[str]) -> None:
+    """Run `zoo eval` as torchrun starts it, with a toy for every name."""
+    import zoo
+    from eval.reconstruction import main
+
+    torch.set_num_threads(1)
+    os.environ.update(WORLD_SIZE=str(world), RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    zoo.load = lambda name, **options: BlockColours()
+    assert main(words) == 0
