@@ -58,8 +58,8 @@ def test_header_and_size(name):
     assert sum(value.numel() for value in tok.state_dict().values()) == zoo.info(tokenizer).parameters
 
 
-def run(name, pictures, folder, *overrides):
-    """Run a recipe in this process at toy size on ImageDataModule; gives the logged rows."""
+def toy_recipe(name, pictures, folder):
+    """Write a recipe at toy size on ImageDataModule into `folder`."""
     config = yaml.safe_load((CONFIGS / name).read_text())
     tokenizer = config["model"]["init_args"]["tokenizer"]
     toy = TOY[zoo.info(tokenizer).family]
@@ -77,6 +77,12 @@ def run(name, pictures, folder, *overrides):
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def run(name, pictures, folder, *overrides):
+    """Run a recipe at toy size in this process; gives the logged rows."""
+    path = toy_recipe(name, pictures, folder)
     assert recipes.train.main([str(path), *overrides]) == 0
     with open(folder / "log" / "metrics.csv") as file:
         return [row for row in csv.DictReader(file) if row.get("train/loss")]
@@ -139,9 +145,9 @@ def test_resume_after_kill_is_exact(pictures, tmp_path):
     every_two = tmp_path / "flextok_nano.yaml"
     every_two.write_text(text)
     expected = {int(r["step"]): r["train/loss"] for r in run(every_two, pictures, whole, *steps)}
-    run(every_two, pictures, broken, "--trainer.max_steps", "0")
+    path = toy_recipe(every_two, pictures, broken)
     environment = {**os.environ, "KILL_AT": "5", "PYTHONPATH": str(Path(zoo.__file__).parents[1])}
-    command = [sys.executable, "-c", KILL, str(broken / "recipe.yaml"), *steps]
+    command = [sys.executable, "-c", KILL, str(path), *steps]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     rows = run(every_two, pictures, broken, *steps)
