@@ -28,15 +28,16 @@ def embedded_folder() -> Path:
 
 
 def family_class(family: str) -> type[Tokenizer]:
-    """Import a family by its name. Only families of the catalog can be named.
+    """Import a family by its name. Only families of the catalog, and of entries you registered yourself, can be named.
 
     Raises:
         ValueError: no such family; the known ones are listed.
     """
     table = catalog_families()
-    if family not in table:
+    if not isinstance(family, str) or family not in table:
         raise ValueError(f"zoo.load: family={family!r} is unknown. Known: {', '.join(sorted(table))}.")
-    import_module(f"zoo.{table[family]}.{family}")
+    if family not in Tokenizer.families:
+        import_module(f"zoo.{table[family]}.{family}")
     return Tokenizer.families[family]
 
 

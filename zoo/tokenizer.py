@@ -4,8 +4,10 @@ Shapes: `b` batch, `c` channels, `t` frames, `h`, `w` sides in pixels, `s` sampl
 on legal sizes; everything people rely on (checks, padding, rates, unequal items) is done here, once.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +21,7 @@ from zoo.transforms.quality import Quality, smallest_tokens
 __all__ = ["Tokenizer"]
 
 _AXES = {"image": ("height", "width"), "video": ("frames", "height", "width"), "audio": ("samples",)}
-_SHAPES = {"image": "(b, 3, h, w)", "video": "(b, 3, t, h, w)", "audio": "(b, channels, samples)"}
+_SHAPES = {"image": "(b, {}, h, w)", "video": "(b, {}, t, h, w)", "audio": "(b, {}, samples)"}
 _OVERSHOOT = 1e-3
 
 
@@ -80,7 +82,8 @@ class Tokenizer(nn.Module):
         """Token grid of a legal size; None where any number of positions is allowed (ordered 1D tokens)."""
         if self.info.downsample is None:
             return None
-        return tuple(side // step for side, step in zip(size, self.info.downsample[-len(size) :], strict=True))
+        steps = self.info.downsample[:1] if self.info.modality == "audio" else self.info.downsample[-len(size) :]
+        return tuple(side // step for side, step in zip(size, steps, strict=True))
 
     # -- facts -----------------------------------------------------------------------------------------------------------------
 
@@ -120,6 +123,7 @@ class Tokenizer(nn.Module):
         tokens: int | Sequence[int] | Tensor | None = None,
         depth: int | None = None,
         bits_per_pixel: float | None = None,
+        bits_per_second: float | None = None,
         quality: Quality | float | None = None,
         sample: bool = False,
         seed: int = 0,
@@ -127,14 +131,17 @@ class Tokenizer(nn.Module):
         """Turn a batch into tokens.
 
         Args:
-            x: images `(b, 3, h, w)`, video `(b, 3, t, h, w)` or audio `(b, channels, s)`, floating point in [-1, 1]; or a sequence
-                of such items without the batch axis, which may differ in size. Sides off the grid are padded with their edge
-                and cropped back by `decode`.
+            x: images `(b, 3, h, w)`, video `(b, 3, t, h, w)` or audio `(b, channels, s)`, floating point in [-1, 1], on the device
+                of the weights and cast to their type; or a list of such items without the batch axis, which may differ in
+                size. Sides off the grid are padded with their edge and cropped back by `decode`.
             tokens: keep the first so many positions of an ordered tokenizer; a sequence gives each item its own.
             depth: keep the first so many levels of a residual tokenizer.
-            bits_per_pixel: the largest rate allowed; picks the nearest lower setting of `tokens` or `depth`.
+            bits_per_pixel: the largest rate allowed; picks the nearest lower setting of `tokens` or `depth`, and for a list the
+                largest `depth` that no item exceeds the rate with.
+            bits_per_second: the same for sound.
             quality: for each item, the smallest `tokens` whose reconstruction reaches a target (a number means PSNR in dB).
-            sample: draw from the encoder's distribution instead of taking its mode (`info.stochastic_encode`).
+            sample: draw from the encoder's distribution instead of taking its mode (`info.stochastic_encode`); each item is
+                encoded and drawn as if it were alone.
             seed: for `sample`, and for the reconstructions that `quality` looks at.
 
         Returns:
@@ -144,31 +151,43 @@ class Tokenizer(nn.Module):
             ValueError: a wrong rank, channels, size, dtype or range (NaN included), an empty batch, or a rate that this tokenizer
                 does not have.
         """
-        if not isinstance(x, Tensor):
-            return self._encode_items(
-                x, tokens, dict(depth=depth, bits_per_pixel=bits_per_pixel, quality=quality, sample=sample, seed=seed)
-            )
-        self._check_signal(x)
-        extent = tuple(x.shape[2:])
+        name = f"{self.info.name}.encode"
+        rates = {"tokens": tokens, "bits_per_pixel": bits_per_pixel, "bits_per_second": bits_per_second, "quality": quality}
+        given = [key for key, value in rates.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{name}: {' and '.join(given)} are given. Give only one of {', '.join(rates)}.")
         if sample and not self.info.stochastic_encode:
-            raise ValueError(f"{self.info.name}.encode: sample=True, but this encoder has nothing to sample. Leave it out.")
-        if sum(value is not None for value in (tokens, bits_per_pixel, quality)) > 1:
-            raise ValueError(f"{self.info.name}.encode: give only one of tokens, bits_per_pixel and quality.")
-        if bits_per_pixel is not None:
-            tokens, depth = self._rate_of(bits_per_pixel, extent, depth)
-        keep = self._check_keep(tokens, len(x))
+            raise ValueError(f"{name}: sample=True, but this encoder has nothing to sample. Leave it out.")
         if depth is not None:
             self._check_depth(depth)
+        goal = quality if isinstance(quality, Quality) or quality is None else Quality(_number(name, "quality", quality))
+        if not isinstance(x, Tensor):
+            items = self._check_items(x)
+            if bits_per_pixel is not None or bits_per_second is not None:
+                extents = [tuple(item.shape[1:]) for item in items]
+                tokens, depth = self._rate_of_items(bits_per_pixel, bits_per_second, extents, depth)
+            return self._encode_items(items, tokens, dict(depth=depth, quality=quality, sample=sample, seed=seed))
+        self._check_signal(x)
+        extent = tuple(x.shape[2:])
+        if bits_per_pixel is not None or bits_per_second is not None:
+            tokens, depth = self._rate_of(bits_per_pixel, bits_per_second, extent, depth)
+        keep = self._check_keep(tokens, len(x))
         size = self._legal_size(extent)
-        self._check_size(extent, size)
-        generator = torch.Generator(device=x.device).manual_seed(seed) if sample else None
+        self._check_size(extent, size, "encode")
         longest = None if keep is None else int(keep.max())
-        data = self._encode(self._pad(x, size), tokens=longest, depth=depth, generator=generator)
+        padded = self._pad(x.to(self.dtype), size)
+        if sample:
+            drawn = []
+            for item in padded.split(1):
+                generator = torch.Generator(device=x.device).manual_seed(seed)
+                drawn.append(self._encode(item, tokens=longest, depth=depth, generator=generator))
+            data = torch.cat(drawn)
+        else:
+            data = self._encode(padded, tokens=longest, depth=depth, generator=None)
         out = Tokens(data, self.spec, torch.tensor([extent] * len(x), dtype=torch.int64, device=data.device))
         if keep is not None and bool((keep != data.shape[1]).any()):
             out = out.keep(keep)
-        if quality is not None:
-            goal = quality if isinstance(quality, Quality) else Quality(float(quality))
+        if goal is not None:
             out = smallest_tokens(x, out, lambda part: self.decode(part, **self._seeded(seed)), goal)
         return out
 
@@ -177,7 +196,8 @@ class Tokenizer(nn.Module):
 
         Args:
             tokens: made by this tokenizer, or by a generator trained on its tokens.
-            options: of the family, such as `seed`, `steps` and `guidance` of a generative decoder.
+            options: of the family, such as `seed`, `steps` and `guidance` of a generative decoder; a list holds one value for
+                each item.
 
         Returns:
             `(b, c, *extent)` floating point, about [-1, 1] (a network may overshoot; `postprocess` clamps). Where items differ
@@ -188,15 +208,20 @@ class Tokenizer(nn.Module):
                 or an option that this tokenizer does not have.
         """
         self._check_tokens(tokens)
+        self._check_options(options, len(tokens))
+        if not tokens.discrete:
+            tokens = replace(tokens, data=tokens.data.to(self.dtype))
         extents = [tuple(row) for row in tokens.extent.tolist()]
         if len(set(extents)) == 1:
-            return self._decode_size(tokens, extents[0], options)
+            return self._decode_size(tokens[:], extents[0], options)
         largest = tuple(max(sides) for sides in zip(*extents, strict=True))
         out = torch.zeros(len(tokens), self.in_channels, *largest, device=self.device, dtype=self.dtype)
         for extent in dict.fromkeys(extents):
             rows = [i for i, other in enumerate(extents) if other == extent]
-            window = (rows, slice(None), *(slice(side) for side in extent))
-            out[window] = self._decode_size(tokens[rows], extent, options).to(out.dtype)
+            window = (slice(None), *(slice(side) for side in extent))
+            own = {key: [value[i] for i in rows] if isinstance(value, list) else value for key, value in options.items()}
+            for i, y in zip(rows, self._decode_size(tokens[rows], extent, own), strict=True):
+                out[i][window] = y
         return out
 
     def forward(self, x: Tensor, **rate: Any) -> Tensor:
@@ -227,7 +252,8 @@ class Tokenizer(nn.Module):
             `(b, 3, h, w)` float32 in [-1, 1].
         """
         if self.info.modality != "image":
-            raise NotImplementedError
+            needed = self._needed_shape
+            raise ValueError(f"{self.info.name}.preprocess: only pictures are read here. Give encode() tensors {needed}.")
         from zoo.media import read_images
 
         return read_images(source, size=size or self.info.native_size, crop=crop).to(self.device, self.dtype)
@@ -235,7 +261,7 @@ class Tokenizer(nn.Module):
     def postprocess(self, x: Tensor) -> list[Any]:
         """Turn a decoded batch into PIL images; values are clamped to [-1, 1] and rounded to 8 bits."""
         if self.info.modality != "image":
-            raise NotImplementedError
+            raise ValueError(f"{self.info.name}.postprocess: only pictures are made here. Use the tensor that decode() gives.")
         from zoo.media import to_pil
 
         return to_pil(x)
@@ -243,20 +269,22 @@ class Tokenizer(nn.Module):
     # -- checks --------------------------------------------------------------------------------------------------------------------
 
     def _check_signal(self, x: Tensor) -> None:
-        name, modality = f"{self.info.name}.encode", self.info.modality
+        name, needed = f"{self.info.name}.encode", self._needed_shape
         shape = tuple(x.shape)
-        if x.ndim != 2 + len(_AXES[modality]):
-            raise ValueError(f"{name}: x has shape {shape}. Needed: {_SHAPES[modality]}; one item gets a batch axis by x[None].")
+        if x.ndim != 2 + len(_AXES[self.info.modality]):
+            raise ValueError(f"{name}: x has shape {shape}. Needed: {needed}; one item gets a batch axis by x[None].")
         if not x.is_floating_point():
-            raise ValueError(f"{name}: x has dtype {x.dtype}. Needed: floating point in [-1, 1]; 8-bit values v become v / 127.5 - 1.")
+            hint = "8-bit values v become v / 127.5 - 1"
+            raise ValueError(f"{name}: x has dtype {x.dtype}. Needed: floating point in [-1, 1]; {hint}.")
         if len(x) == 0:
             raise ValueError(f"{name}: x is an empty batch. Give at least one item.")
         if x.shape[1] != self.in_channels:
-            raise ValueError(f"{name}: x has {x.shape[1]} channels in shape {shape}. Needed: {self.in_channels}, as {_SHAPES[modality]}.")
+            raise ValueError(f"{name}: x has {x.shape[1]} channels in shape {shape}. Needed: {self.in_channels}, as {needed}.")
         if 0 in shape:
             raise ValueError(f"{name}: x has shape {shape}. Every axis must be at least 1.")
-        low, high = torch.aminmax(x.detach())
-        low, high = float(low), float(high)
+        if x.device != self.device:
+            raise ValueError(f"{name}: x is on {x.device}, the weights are on {self.device}. Move one of them with .to(device).")
+        low, high = (float(value) for value in torch.aminmax(x.detach()))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"{name}: x holds NaN or infinity. Allowed: [-1, 1].")
         if self._bounded and (low < -1 - _OVERSHOOT or high > 1 + _OVERSHOOT):
@@ -269,12 +297,45 @@ class Tokenizer(nn.Module):
         """Signals must lie in [-1, 1]; a family that takes latents says False."""
         return True
 
-    def _check_size(self, extent: tuple[int, ...], size: tuple[int, ...]) -> None:
+    def _check_size(self, extent: tuple[int, ...], size: tuple[int, ...], verb: str) -> None:
         limit = self.info.max_size
         if limit is not None and max(size[-2:]) > limit:
-            raise ValueError(
-                f"{self.info.name}.encode: x has sides {extent}. Allowed: up to {limit}; resize with preprocess(image)."
-            )
+            what, hint = ("x has", "; resize with preprocess(image)") if verb == "encode" else ("tokens are of", "")
+            raise ValueError(f"{self.info.name}.{verb}: {what} sides {extent}. Allowed: up to {limit}{hint}.")
+
+    @property
+    def _needed_shape(self) -> str:
+        return _SHAPES[self.info.modality].format(self.in_channels)
+
+    def _check_items(self, x: Any) -> list[Tensor]:
+        """Check a list of items without batch axis."""
+        name = f"{self.info.name}.encode"
+        if not isinstance(x, list | tuple):
+            needed = self._needed_shape
+            raise TypeError(f"{name}: x is a {type(x).__name__}. Needed: a tensor {needed}, or a list of its items.")
+        if not x:
+            raise ValueError(f"{name}: x is an empty list. Give at least one item.")
+        for i, item in enumerate(x):
+            if not isinstance(item, Tensor):
+                raise TypeError(f"{name}: x[{i}] is a {type(item).__name__}. Needed: a tensor; preprocess() makes it of a picture.")
+            if item.ndim != 1 + len(_AXES[self.info.modality]):
+                shape = self._needed_shape.replace("b, ", "")
+                raise ValueError(f"{name}: x[{i}] has shape {tuple(item.shape)}. Needed: {shape}, without a batch axis.")
+            self._check_signal(item[None])
+        return list(x)
+
+    def _check_options(self, options: dict[str, Any], batch: int) -> None:
+        """Refuse options that the family's `_decode` does not take."""
+        name = f"{self.info.name}.decode"
+        parameters = list(inspect.signature(self._decode).parameters.values())[2:]
+        known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        unknown = [key for key in options if key not in known]
+        if unknown and len(known) == len(parameters):
+            allowed = f"Allowed: {', '.join(known)}" if known else "It takes none"
+            raise ValueError(f"{name}: this tokenizer has no option {', '.join(map(repr, unknown))}. {allowed}.")
+        for key, value in options.items():
+            if isinstance(value, list) and len(value) != batch:
+                raise ValueError(f"{name}: {key} holds {len(value)} values for {batch} items. Give one for all or one for each.")
 
     def _check_keep(self, tokens: int | Sequence[int] | Tensor | None, batch: int) -> Tensor | None:
         """Check `tokens=` and give one count for each item."""
@@ -283,7 +344,10 @@ class Tokenizer(nn.Module):
         name, most = f"{self.info.name}.encode", self.info.tokens
         if not self.info.ordered or most is None:
             raise ValueError(f"{name}: tokens={tokens}, but this tokenizer has a fixed layout. Leave it out.")
-        keep = torch.as_tensor(tokens)
+        try:
+            keep = torch.as_tensor(tokens)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: tokens={tokens!r}. Allowed: one int, or one int for each of the {batch} items.") from error
         if keep.dtype.is_floating_point or keep.dtype == torch.bool or keep.ndim > 1 or (keep.ndim == 1 and len(keep) != batch):
             raise ValueError(f"{name}: tokens={tokens}. Allowed: one int, or one int for each of the {batch} items.")
         if int(keep.min()) < 1 or int(keep.max()) > most:
@@ -294,7 +358,7 @@ class Tokenizer(nn.Module):
         name = f"{self.info.name}.encode"
         if not self.info.residual:
             raise ValueError(f"{name}: depth={depth}, but this tokenizer has no residual levels. Leave it out.")
-        if not 1 <= depth <= self.info.depth:
+        if not hasattr(depth, "__index__") or isinstance(depth, bool) or not 1 <= depth <= self.info.depth:
             raise ValueError(f"{name}: depth={depth} is outside 1..{self.info.depth}, the levels of this tokenizer.")
 
     def _check_tokens(self, tokens: Tokens) -> None:
@@ -304,22 +368,25 @@ class Tokenizer(nn.Module):
         if len(tokens) == 0:
             raise ValueError(f"{name}: tokens hold an empty batch. Give at least one item.")
         if tokens.spec.tokenizer != self.info.name:
-            raise ValueError(f"{name}: these are tokens of {tokens.spec.tokenizer!r}. Decode them with the tokenizer that made them.")
-        if (tokens.spec.vocabulary, tokens.spec.channels) != (self.spec.vocabulary, self.spec.channels):
-            raise ValueError(f"{name}: tokens have vocabulary {tokens.spec.vocabulary}. Needed: {self.spec.vocabulary}.")
-        if not self.info.residual and tokens.levels != (self.info.channels or self.info.depth):
-            raise ValueError(f"{name}: {tokens.levels} codes at each position. Needed: {self.info.channels or self.info.depth}.")
+            raise ValueError(f"{name}: these are tokens of {tokens.spec.tokenizer!r}. Only their maker decodes them.")
+        for what in ("vocabulary", "channels", "latents"):
+            found, needed = getattr(tokens.spec, what), getattr(self.spec, what)
+            if found != needed:
+                raise ValueError(f"{name}: tokens have {what} {found}. Needed: {needed}.")
+        if tokens.device != self.device:
+            raise ValueError(f"{name}: tokens are on {tokens.device}, the weights are on {self.device}. Use tokens.to(device).")
         tokens.check_codes(name)
-        for extent in {tuple(row) for row in tokens.extent.tolist()}:
-            if len(extent) != len(_AXES[self.info.modality]) or min(extent) < 1:
-                raise ValueError(f"{name}: extent {extent}. Needed: {' x '.join(_AXES[self.info.modality])}, each at least 1.")
-            grid = self._grid(self._legal_size(extent))
-            if grid is None:
-                most = self.info.tokens
-                if most is not None and not 1 <= tokens.data.shape[1] <= most:
-                    raise ValueError(f"{name}: {tokens.data.shape[1]} positions. Allowed: 1..{most}.")
-            elif tokens.positions != grid:
-                raise ValueError(f"{name}: positions {tokens.positions} for an extent of {extent}. Needed: {grid}.")
+        for extent, sides in {(tuple(e), tuple(n)) for e, n in zip(tokens.extent.tolist(), tokens.sizes.tolist(), strict=True)}:
+            size = self._legal_size(extent)
+            self._check_size(extent, size, "decode")
+            grid, most = self._grid(size), self.info.tokens
+            if grid is not None and sides != grid:
+                raise ValueError(f"{name}: positions {sides} for an extent of {extent}. Needed: {grid}.")
+            if grid is None and most is not None:
+                least = 1 if self.info.ordered else most
+                if len(sides) != 1 or not least <= sides[0] <= most:
+                    found, allowed = " x ".join(map(str, sides)), f"{least}..{most}" if self.info.ordered else f"{most}"
+                    raise ValueError(f"{name}: {found} positions. Allowed: {allowed} for an item.")
 
     # -- inner steps ---------------------------------------------------------------------------------------------------------------
 
@@ -340,9 +407,6 @@ class Tokenizer(nn.Module):
 
     def _encode_items(self, items: Sequence[Tensor], tokens: Any, options: dict[str, Any]) -> Tokens:
         """Encode items of unequal size, those of one size together, and keep their order."""
-        name = f"{self.info.name}.encode"
-        if not items or not all(isinstance(item, Tensor) for item in items):
-            raise ValueError(f"{name}: x is {type(items).__name__} of {len(items)} items. Needed: a tensor or a list of tensors.")
         keep = self._check_keep(tokens, len(items))
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, item in enumerate(items):
@@ -355,29 +419,54 @@ class Tokenizer(nn.Module):
         back = sorted(range(len(order)), key=order.__getitem__)
         return Tokens.cat([part for _, part in parts])[back]
 
-    def _rate_of(self, bits_per_pixel: float, extent: tuple[int, ...], depth: int | None) -> tuple[int | None, int | None]:
-        """Largest `tokens` (ordered) or `depth` (residual) whose rate does not exceed `bits_per_pixel`."""
-        name = f"{self.info.name}.encode"
-        if self.info.modality == "audio":
-            raise ValueError(f"{name}: bits_per_pixel={bits_per_pixel}, but sound has no pixels. Use bits_per_second.")
-        budget = bits_per_pixel * math.prod(extent)
-        code_bits = [math.log2(size) for size in self.info.vocabulary]
-        if self.info.ordered and self.info.tokens is not None:
-            each = sum(code_bits[:depth])
-            count = min(int(budget / each + 1e-9), self.info.tokens)
-            smallest = each
-            choice: tuple[int | None, int | None] = (count, depth)
-        elif self.info.residual and (grid := self._grid(self._legal_size(extent))) is not None:
-            cells = math.prod(grid)
-            count = sum(1 for d in range(1, self.info.depth + 1) if sum(code_bits[:d]) * cells <= budget + 1e-9)
-            smallest = code_bits[0] * cells
-            choice = (None, count)
+    def _rate_of(
+        self, bits_per_pixel: float | None, bits_per_second: float | None, extent: tuple[int, ...], depth: int | None
+    ) -> tuple[int | None, int | None]:
+        """Largest `tokens` (ordered) or `depth` (residual) of an item whose rate does not exceed the one that is given."""
+        name, audio = f"{self.info.name}.encode", self.info.modality == "audio"
+        argument, other = ("bits_per_second", bits_per_pixel) if audio else ("bits_per_pixel", bits_per_second)
+        if other is not None:
+            raise ValueError(f"{name}: the rate of {'sound' if audio else 'pictures'} is given by {argument}.")
+        rate = _number(name, argument, bits_per_second if audio else bits_per_pixel)
+        units = extent[0] / self.info.sample_rate if audio and self.info.sample_rate else math.prod(extent)
+        budget = rate * units * (1 + 1e-9)
+        grid = self._grid(self._legal_size(extent))
+        if self.info.vocabulary:
+            code_bits = [math.log2(size) for size in self.info.vocabulary]
         else:
-            raise ValueError(f"{name}: bits_per_pixel={bits_per_pixel}, but this tokenizer has one rate only. Leave it out.")
+            code_bits = [torch.finfo(self.dtype).bits * (self.info.channels or 1)]
+        if self.info.ordered and self.info.tokens is not None:
+            steps = [sum(code_bits[:depth]) * k for k in range(1, self.info.tokens + 1)]
+        elif self.info.residual and grid is not None:
+            if depth is not None:
+                raise ValueError(f"{name}: depth={depth} and {argument}={rate:g} both choose the depth. Give only one.")
+            steps = [sum(code_bits[:d]) * math.prod(grid) for d in range(1, self.info.depth + 1)]
+        else:
+            raise ValueError(f"{name}: {argument}={rate:g}, but this tokenizer has one rate only. Leave it out.")
+        count = sum(bits <= budget for bits in steps)
         if count < 1:
-            least = smallest / math.prod(extent)
-            raise ValueError(f"{name}: bits_per_pixel={bits_per_pixel} is too little. Allowed: at least {least:.4g} for {extent}.")
-        return choice
+            raise ValueError(f"{name}: {argument}={rate:g} is too little. Allowed: at least {steps[0] / units:.4g} for {extent}.")
+        return (count, depth) if self.info.ordered else (None, count)
+
+    def _rate_of_items(
+        self,
+        bits_per_pixel: float | None,
+        bits_per_second: float | None,
+        extents: list[tuple[int, ...]],
+        depth: int | None,
+    ) -> tuple[list[int] | None, int | None]:
+        """`tokens` of each item; or one `depth` for all, since a batch has one."""
+        rates = [self._rate_of(bits_per_pixel, bits_per_second, extent, depth) for extent in extents]
+        counts = [count for count, _ in rates if count is not None]
+        return (counts, depth) if counts else (None, min(d for _, d in rates if d is not None))
+
+
+def _number(name: str, argument: str, value: Any) -> float:
+    """A finite number."""
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: {argument}={value!r}. Needed: a finite number.")
+    return number
 
 
 def _repeat(x: Tensor, axis: int, count: int) -> list[int]:
