@@ -29,7 +29,7 @@ class Case:
 
 
 @pytest.fixture(scope="session")
-def parity() -> Callable[[str], Case]:
+def public_case() -> Callable[[str], Case]:
     cache: dict[str, Case] = {}
 
     def load(name: str) -> Case:

@@ -18,8 +18,8 @@ SETTINGS = [(6, 5.0, 3.0, "b6_r5_s3"), (4, 5.0, 3.0, "b4_r5_s3"), (3, 3.0, 3.0, 
 
 
 @pytest.mark.parametrize(("bits", "limit", "reach", "prefix"), SETTINGS)
-def test_parity(parity: Callable[[str], Any], bits: int, limit: float, reach: float, prefix: str) -> None:
-    io = parity("tokenbridge/ptq_scalar").io
+def test_parity(public_case: Callable[[str], Any], bits: int, limit: float, reach: float, prefix: str) -> None:
+    io = public_case("tokenbridge/ptq_scalar").io
     quantizer = DimensionWise(dim=16, levels=2**bits, spread=limit / reach, reach=reach)
     edges, values, _ = normal_cells(2**bits, reach)
     torch.testing.assert_close(edges, io[f"{prefix}.boundaries"], rtol=0, atol=2e-6)

@@ -29,8 +29,8 @@ def build(case: Any, name: str) -> Quantizer:
 
 
 @pytest.mark.parametrize("name", SUBCASES)
-def test_parity(parity: Callable[[str], Any], name: str) -> None:
-    case = parity("quantizers/fsq")
+def test_parity(public_case: Callable[[str], Any], name: str) -> None:
+    case = public_case("quantizers/fsq")
     io, quantizer = case.sub(name), build(case, name)
     x = io["x"].clone().requires_grad_()
     result = quantizer(x)
@@ -43,8 +43,8 @@ def test_parity(parity: Callable[[str], Any], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SUBCASES if name not in ("projected", "two_codebooks")])
-def test_digits_and_the_whole_codebook(parity: Callable[[str], Any], name: str) -> None:
-    case = parity("quantizers/fsq")
+def test_digits_and_the_whole_codebook(public_case: Callable[[str], Any], name: str) -> None:
+    case = public_case("quantizers/fsq")
     io, fsq = case.sub(name), build(case, name)
     codes = io["indices"].long()[..., None]
     assert torch.equal(fsq.codes_to_digits(codes), io["level_indices"].long())
@@ -55,8 +55,8 @@ def test_digits_and_the_whole_codebook(parity: Callable[[str], Any], name: str) 
 
 
 @pytest.mark.parametrize("prefix", ["fsq888555", "fsq_other"])
-def test_parity_with_flextok(parity: Callable[[str], Any], prefix: str) -> None:
-    io = parity("flextok/units").io
+def test_parity_with_flextok(public_case: Callable[[str], Any], prefix: str) -> None:
+    io = public_case("flextok/units").io
     fsq = FSQ(levels=io[f"{prefix}_levels"].tolist())
     result = fsq(io[f"{prefix}_z"])
     torch.testing.assert_close(fsq.bound(io[f"{prefix}_z"]), io[f"{prefix}_bounded"], rtol=0, atol=1e-6)
@@ -65,8 +65,8 @@ def test_parity_with_flextok(parity: Callable[[str], Any], prefix: str) -> None:
     torch.testing.assert_close(fsq.decode(io[f"{prefix}_idx"][:, None]), io[f"{prefix}_idx_to_code"], rtol=0, atol=1e-6)
 
 
-def test_parity_of_residual_fsq(parity: Callable[[str], Any]) -> None:
-    case = parity("quantizers/fsq")
+def test_parity_of_residual_fsq(public_case: Callable[[str], Any]) -> None:
+    case = public_case("quantizers/fsq")
     io = case.sub("residual")
     kwargs = case.config["subcases"]["residual"]["kwargs"]
     inner = ResidualFSQ(levels=kwargs["levels"], num_codebooks=kwargs["num_quantizers"])

@@ -39,8 +39,8 @@ def build(case: Any, name: str, inverse_temperature: float = 100.0) -> Quantizer
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_parity(parity: Callable[[str], Any], name: str) -> None:
-    case = parity("quantizers/lfq_bsq")
+def test_parity(public_case: Callable[[str], Any], name: str) -> None:
+    case = public_case("quantizers/lfq_bsq")
     io, quantizer = case.sub(name), build(case, name)
     x = io["x"].clone().requires_grad_()
     result = quantizer(x)
@@ -55,12 +55,12 @@ def test_parity(parity: Callable[[str], Any], name: str) -> None:
 
 @pytest.mark.parametrize(("inverse_temperature", "loss_tolerance"), [(100, 1e-5), (4, 1e-4)])
 @pytest.mark.parametrize("name", PUBLIC)
-def test_loss_parity(parity: Callable[[str], Any], name: str, inverse_temperature: float, loss_tolerance: float) -> None:
+def test_loss_parity(public_case: Callable[[str], Any], name: str, inverse_temperature: float, loss_tolerance: float) -> None:
     """The library clamps the argument of every logarithm at 1e-5; the factors have no such error, hence the tolerances.
 
     With that clamp put into the table of all codes the stored gradients come out to 1e-7, without it they are off as here.
     """
-    case = parity("quantizers/lfq_bsq")
+    case = public_case("quantizers/lfq_bsq")
     io, quantizer = case.sub(name), build(case, name, inverse_temperature)
     x = io["x"].clone().requires_grad_()
     result = quantizer(x)
@@ -79,8 +79,8 @@ def test_loss_parity(parity: Callable[[str], Any], name: str, inverse_temperatur
 
 
 @pytest.mark.parametrize("name", ["plain", "factorised", "weighted"])
-def test_parity_with_open_magvit2(parity: Callable[[str], Any], name: str) -> None:
-    case = parity("open_magvit2/lfq_train")
+def test_parity_with_open_magvit2(public_case: Callable[[str], Any], name: str) -> None:
+    case = public_case("open_magvit2/lfq_train")
     io = {key: t.movedim(1, -1) if t.ndim == 4 else t for key, t in case.sub(name).items()}
     kwargs = case.config["subcases"][name]
     lfq = LFQ(

@@ -41,8 +41,8 @@ def from_public(case: Any, name: str) -> RVQ:
 
 
 @pytest.mark.parametrize("name", ["plain", "default_rotation", "projected", "shared"])
-def test_parity(parity: Callable[[str], Any], name: str) -> None:
-    case = parity("quantizers/rvq")
+def test_parity(public_case: Callable[[str], Any], name: str) -> None:
+    case = public_case("quantizers/rvq")
     io, rvq = case.sub(name), from_public(case, name)
     quantizer: Projected | RVQ = rvq
     if name == "projected":
@@ -73,8 +73,8 @@ def test_parity(parity: Callable[[str], Any], name: str) -> None:
         torch.testing.assert_close(layer.cluster_size, io[f"after_step.{j}.cluster_size"][0], rtol=0, atol=1e-5)
 
 
-def test_parity_of_dropped_and_short_codes(parity: Callable[[str], Any]) -> None:
-    case = parity("quantizers/rvq")
+def test_parity_of_dropped_and_short_codes(public_case: Callable[[str], Any]) -> None:
+    case = public_case("quantizers/rvq")
     io, rvq = case.sub("dropout_capable"), from_public(case, "dropout_capable")
     torch.testing.assert_close(rvq.decode(io["indices"][..., :2]), io["output_from_short"], rtol=0, atol=1e-5)
     torch.testing.assert_close(rvq.decode(io["indices_dropped"]), io["output_from_dropped"], rtol=0, atol=1e-5)
@@ -86,8 +86,8 @@ def test_parity_of_dropped_and_short_codes(parity: Callable[[str], Any]) -> None
     torch.testing.assert_close(result.stats["commitment"], io["train_fixedseed5_losses"], rtol=0, atol=1e-5)
 
 
-def test_parity_of_groups(parity: Callable[[str], Any]) -> None:
-    case = parity("quantizers/rvq")
+def test_parity_of_groups(public_case: Callable[[str], Any]) -> None:
+    case = public_case("quantizers/rvq")
     io = case.sub("grouped")
     parts = [load(RVQ(dim=8, codebook_size=24, num_codebooks=2), case, f"grouped.rvqs.{g}") for g in range(2)]
     quantizer = Grouped(parts).eval()
@@ -98,8 +98,8 @@ def test_parity_of_groups(parity: Callable[[str], Any]) -> None:
 
 # ------------------------------------------------------------------- RQ-VAE
 @pytest.mark.parametrize("name", ["rqvae_shared", "rqvae_separate"])
-def test_parity_with_rqvae(parity: Callable[[str], Any], name: str) -> None:
-    case = parity(f"quantizers/{name}")
+def test_parity_with_rqvae(public_case: Callable[[str], Any], name: str) -> None:
+    case = public_case(f"quantizers/{name}")
     io, public, shared = case.io, case.weights, name == "rqvae_shared"
     depth = io["codes"].shape[-1]
     sizes = [len(public[f"quantizer.codebooks.{j}.cluster_size_ema"]) for j in range(depth)]

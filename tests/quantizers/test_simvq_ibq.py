@@ -11,8 +11,8 @@ from zoo.quantizers import IBQ, SimVQ
 
 
 @pytest.mark.parametrize("name", ["simvq_rotation", "simvq_ste"])
-def test_simvq_parity(parity: Callable[[str], Any], name: str) -> None:
-    case = parity("quantizers/simvq")
+def test_simvq_parity(public_case: Callable[[str], Any], name: str) -> None:
+    case = public_case("quantizers/simvq")
     io, kwargs = case.sub(name), case.config["subcases"][name]["kwargs"]
     weight = kwargs.get("commitment_weight", 1.0)
     simvq = SimVQ(
@@ -54,8 +54,8 @@ def from_public(case: Any) -> IBQ:
     return ibq
 
 
-def test_ibq_parity(parity: Callable[[str], Any]) -> None:
-    case = parity("quantizers/ibq")
+def test_ibq_parity(public_case: Callable[[str], Any]) -> None:
+    case = public_case("quantizers/ibq")
     io = {key: t.movedim(1, -1) if t.ndim == 4 else t for key, t in case.io.items()}
     ibq = from_public(case)
     z = io["z"].clone().requires_grad_()
@@ -71,8 +71,8 @@ def test_ibq_parity(parity: Callable[[str], Any]) -> None:
     torch.testing.assert_close(of_codes, io["quant_loss_grad_embedding"], rtol=0, atol=1e-5)
 
 
-def test_ibq_entropy_parity(parity: Callable[[str], Any]) -> None:
-    case = parity("quantizers/ibq")
+def test_ibq_entropy_parity(public_case: Callable[[str], Any]) -> None:
+    case = public_case("quantizers/ibq")
     io = {key: t.movedim(1, -1) if t.ndim == 4 else t for key, t in case.io.items()}
     ibq = from_public(case)
     z = io["z"].clone().requires_grad_()

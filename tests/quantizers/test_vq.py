@@ -46,8 +46,8 @@ def channels_last(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", [*PLAIN, "projected", "heads_separate"])
-def test_parity(parity: Callable[[str], Any], name: str) -> None:
-    case = parity("quantizers/vq")
+def test_parity(public_case: Callable[[str], Any], name: str) -> None:
+    case = public_case("quantizers/vq")
     io = {key: channels_last(name, t) if t.ndim >= 3 else t for key, t in case.sub(name).items()}
     if name == "projected":
         quantizer = Projected(from_public(case, name), dim=16)
@@ -87,8 +87,8 @@ def test_parity(parity: Callable[[str], Any], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["kmeans", "kmeans_cos"])
-def test_kmeans_parity(parity: Callable[[str], Any], name: str) -> None:
-    io = parity("quantizers/vq").sub(name)
+def test_kmeans_parity(public_case: Callable[[str], Any], name: str) -> None:
+    io = public_case("quantizers/vq").sub(name)
     means, counts = kmeans(io["samples"][0], io["initial_means"][0], iterations=10, cosine=name == "kmeans_cos")
     torch.testing.assert_close(means, io["means_after_10"][0], rtol=0, atol=1e-5)
     assert torch.equal(counts, io["bins"][0].float())
