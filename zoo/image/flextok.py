@@ -138,8 +138,9 @@ class _MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, -1)
-        gate = F.silu(gate)
-        return self.down(gate * up if torch.is_grad_enabled() else gate.mul_(up))
+        if torch.is_grad_enabled():
+            return self.down(F.silu(gate) * up)
+        return self.down(F.silu(gate, inplace=True).mul_(up))
 
 
 class _EncoderBlock(nn.Module):
@@ -202,8 +203,8 @@ class _DecoderBlock(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, pieces: Tensor, patches: int, bias: Tensor | None) -> Tensor:
-        """Update `(b, n, width)`.
+    def forward(self, x: Tensor, pieces: Tensor, patches: int, bias: Tensor | None, *, last: bool = False) -> Tensor:
+        """Update `(b, n, width)`; without gradients `x` itself is changed.
 
         Args:
             x: patches, then registers.
@@ -211,24 +212,40 @@ class _DecoderBlock(nn.Module):
                 scale, MLP shift and scale.
             patches: how many positions are patches.
             bias: on the scores, by key, `(b, 1, 1, n)`.
+            last: give the patches only; nobody looks at the registers any more.
         """
         attention_gate, mlp_gate, attention_shift, attention_scale, mlp_shift, mlp_scale = pieces.to(x.dtype).unbind(2)
-        q, k, v = self.attention.project(_modulate(_norm(x), attention_scale, attention_shift, patches))
+        q, k, v = self.attention.project(_modulate(x, attention_scale, attention_shift, patches))
+        if last:
+            q, x = q[:, :, :patches], x[:, :patches]
         x = _add(x, self.attention.out(self.attention.attend(q, k, v, bias)), attention_gate, patches)
-        return _add(x, self.mlp(_modulate(_norm(x), mlp_scale, mlp_shift, patches)), mlp_gate, patches)
+        return _add(x, self.mlp(_modulate(x, mlp_scale, mlp_shift, patches)), mlp_gate, patches)
+
+
+def _by_part(base: Tensor, x: Tensor, scale: Tensor, patches: int, out: Tensor) -> Tensor:
+    """Give base + x * scale; the first `patches` positions use row 0 of `scale (b or 1, 2, width)`, the others row 1.
+
+    `base` is `(b, n, width)`, or has rows like `scale`. Without gradients the result is written over `out`: fresh memory costs as
+    much as the arithmetic here.
+    """
+    rows = ((slice(None, patches), 0), (slice(patches, None), 1))
+    parts = [(base[:, part] if base is out else base[:, row, None], x[:, part], scale[:, row, None]) for part, row in rows]
+    if torch.is_grad_enabled():
+        return torch.cat([torch.addcmul(*part) for part in parts], 1)
+    for (part, _), values in zip(rows, parts, strict=True):
+        torch.addcmul(*values, out=out[:, part])
+    return out
 
 
 def _modulate(x: Tensor, scale: Tensor, shift: Tensor, patches: int) -> Tensor:
-    """Give x * (1 + scale) + shift; the first `patches` positions use row 0 of `(b or 1, 2, width)`, the others row 1."""
-    scale = 1 + scale
-    rows = ((x[:, :patches], 0), (x[:, patches:], 1))
-    return torch.cat([torch.addcmul(shift[:, row, None], part, scale[:, row, None]) for part, row in rows], 1)
+    """Give norm(x) * (1 + scale) + shift."""
+    normed = _norm(x)
+    return _by_part(shift, normed, 1 + scale, patches, normed)
 
 
 def _add(x: Tensor, change: Tensor, gate: Tensor, patches: int) -> Tensor:
-    """Give x + gate * change, with the rows of `gate` as in `_modulate`."""
-    rows = ((slice(None, patches), 0), (slice(patches, None), 1))
-    return torch.cat([torch.addcmul(x[:, part], change[:, part], gate[:, row, None]) for part, row in rows], 1)
+    """Give x + gate * change."""
+    return _by_part(x, change, gate, patches, x)
 
 
 class Modulation(list[Tensor]):
@@ -331,11 +348,11 @@ class FlexTokDecoder(nn.Module):
             bias = F.pad(bias, (n, 0)).to(sequence.dtype)[:, None, None]
         tapped = None
         for i, block in enumerate(self.blocks):
-            sequence = block(sequence, modulation[i], n, bias)
+            sequence = block(sequence, modulation[i], n, bias, last=i == len(self.blocks) - 1)
             if i == tap:
-                tapped = sequence[:, :n].unflatten(1, (h, w))
+                tapped = sequence[:, :n].unflatten(1, (h, w)).clone()
         shift, scale = modulation[-1].to(sequence.dtype).unbind(1)
-        out = _norm(sequence[:, :n]) * (1 + scale[:, None]) + shift[:, None]
+        out = _norm(sequence) * (1 + scale[:, None]) + shift[:, None]
         velocity = unpatchify(self.head(out).unflatten(1, (h, w)), self.config.patch).permute(0, 3, 1, 2)
         return velocity if tap is None else (velocity, tapped)
 
