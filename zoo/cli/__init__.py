@@ -1,4 +1,4 @@
-"""The `zoo` command. One sub-command, one module of the same name here; none is imported before it is asked for.
+"""The `zoo` command. One sub-command, one module of the same name in `zoo.cli.commands`; none is imported before it is asked for.
 
 A module has `configure(parser)` and `run(arguments) -> int`; one that hands its arguments to another program of the project has
 `pass_on(argv) -> int` instead.
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if first == len(words):
         parser.print_help()
         return 0
-    _show_notices()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # notices, such as the terms of weights, on stderr
     try:
         code = _run(words[first], words[first + 1 :])
         sys.stdout.flush()
@@ -99,7 +99,7 @@ def _run(command: str, words: list[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         guess = f" Did you mean `zoo {near[0]}`?" if near else ""
         raise ValueError(f"zoo: no command {command!r}.{guess} Commands: {', '.join(COMMANDS)}.")
-    module = import_module(f"zoo.cli.{command}")
+    module = import_module(f"zoo.cli.commands.{command}")
     if hasattr(module, "pass_on"):
         return module.pass_on(words)
     parser = argparse.ArgumentParser(
@@ -107,13 +107,3 @@ def _run(command: str, words: list[str]) -> int:
     )
     module.configure(parser)
     return module.run(parser.parse_args(words))
-
-
-def _show_notices() -> None:
-    """Show warnings of the project, such as the terms of research-only weights, on the standard error output."""
-    logger = logging.getLogger("zoo")
-    if not logger.handlers and not logging.getLogger().handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-        for name in ("zoo", "recipes", "eval"):
-            logging.getLogger(name).addHandler(handler)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from zoo import samples
-from zoo.cli.demo.ladder import Ladder, Rung
+from zoo.cli.commands.demo.ladder import Ladder, Rung
 from zoo.cli.text import plural
 
 __all__ = ["axis_text", "bits_text", "bytes_text", "dial_text", "heading", "lede", "picture_name", "rung_text"]

@@ -15,7 +15,7 @@ from zoo.cli.progress import waiting
 from zoo.cli.text import columns
 
 if TYPE_CHECKING:
-    from zoo.cli.demo.ladder import Ladder
+    from zoo.cli.commands.demo.ladder import Ladder
 
 __all__ = ["configure", "run"]
 
@@ -41,9 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
     only_pictures(tokenizer, "zoo demo")
     options = decode_options(tokenizer, arguments.option)
     with waiting("loading scorers"):
-        from zoo.cli.demo.ladder import climb
-        from zoo.cli.demo.page import make_page
-        from zoo.cli.demo.sheet import draw_sheet
+        from zoo.cli.commands.demo.ladder import climb
+        from zoo.cli.commands.demo.page import make_page
+        from zoo.cli.commands.demo.sheet import draw_sheet
 
     ladder = climb(tokenizer, paths, batch_size=arguments.batch_size, options=options)
     out = Path(arguments.out)
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _table(ladder: "Ladder") -> str:
     """Means over the pictures at every rate, then PSNR of every picture."""
-    from zoo.cli.demo.words import axis_text, bytes_text, heading, picture_name
+    from zoo.cli.commands.demo.words import axis_text, bytes_text, heading, picture_name
 
     axis, scores, rungs = axis_text(ladder), ladder.scores, ladder.rungs
     head = [axis, "bytes", "bits per pixel", *[score.title for score in scores]]

@@ -1,6 +1,7 @@
 """Build a data pack from public packages."""
 
 import difflib
+import logging
 import sys
 from importlib import import_module
 
@@ -31,4 +32,6 @@ def pass_on(argv: list[str]) -> int:
         near = difflib.get_close_matches(argv[1], PACKS, n=1)
         guess = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"zoo data build: no pack {argv[1]!r}.{guess} Packs: {', '.join(PACKS)}.")
+    if "--quiet" not in argv:
+        logging.getLogger("recipes").setLevel(logging.INFO)
     return import_module(f"recipes.data.build.{argv[1]}").main(argv[2:])

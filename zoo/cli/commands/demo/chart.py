@@ -5,8 +5,8 @@ from html import escape
 import torch
 from torch import Tensor
 
-from zoo.cli.demo.ladder import Ladder, Score
-from zoo.cli.demo.words import axis_text
+from zoo.cli.commands.demo.ladder import Ladder, Score
+from zoo.cli.commands.demo.words import axis_text
 
 __all__ = ["draw_chart"]
 

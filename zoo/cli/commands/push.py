@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         target = Path(arguments.out) if arguments.out else Path(temporary) / name
         with waiting(f"making the folder of {name}"):
             _make(arguments.source, folder if folder.is_dir() else None, target)
-        sys.stdout.write(_listing(target))
+        sys.stdout.write(f"{target if arguments.out else name}\n{_listing(target)}")
         if arguments.dry_run:
             sys.stdout.write("nothing was sent (--dry-run)\n")
             return 0
@@ -75,4 +75,4 @@ def _make(source: str, folder: Path | None, target: Path) -> None:
 def _listing(folder: Path) -> str:
     width = max(len(path.name) for path in folder.iterdir())
     lines = [f"  {path.name:{width}}  {path.stat().st_size:>12,} bytes" for path in sorted(folder.iterdir())]
-    return "\n".join([str(folder), *lines]) + "\n"
+    return "\n".join(lines) + "\n"

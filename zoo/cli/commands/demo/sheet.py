@@ -3,8 +3,8 @@
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from zoo.cli.demo.ladder import Ladder
-from zoo.cli.demo.words import heading, picture_name, rung_text
+from zoo.cli.commands.demo.ladder import Ladder
+from zoo.cli.commands.demo.words import heading, picture_name, rung_text
 
 __all__ = ["draw_sheet"]
 

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from zoo import __version__, samples
-from zoo.cli.demo.chart import draw_chart
-from zoo.cli.demo.ladder import Ladder, Rung
-from zoo.cli.demo.words import axis_text, bits_text, bytes_text, dial_text, heading, lede, picture_name, rung_text
+from zoo.cli.commands.demo.chart import draw_chart
+from zoo.cli.commands.demo.ladder import Ladder, Rung
+from zoo.cli.commands.demo.words import axis_text, bits_text, bytes_text, dial_text, heading, lede, picture_name, rung_text
 from zoo.cli.text import count, licence, tokens_by_vocabulary
 
 __all__ = ["make_page"]
@@ -35,7 +35,7 @@ def make_page(ladder: Ladder, *, options: str) -> str:
         {"label": rung_text(ladder, rung), "said": f"{rung_text(ladder, rung)} · {bits_text(rung)} · {_means_text(ladder, rung)}"}
         for rung in ladder.rungs
     ]
-    template = files("zoo.cli.demo").joinpath("page.html").read_text(encoding="utf-8")
+    template = files("zoo.cli.commands.demo").joinpath("page.html").read_text(encoding="utf-8")
     return Template(template).substitute(
         title=escape(heading(ladder)),
         name=escape(ladder.entry.name),
