@@ -154,3 +154,15 @@ def test_resume_after_kill_is_exact(pictures, tmp_path):
     got = {int(r["step"]): r["train/loss"] for r in rows}
     assert set(got) >= {4, 5, 6, 7}
     assert {s: got[s] for s in (4, 5, 6, 7)} == {s: expected[s] for s in (4, 5, 6, 7)}
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(pictures, tmp_path):
+    """DDP on two gloo processes by Lightning's own flags: no unused parameters, and a tokenizer comes out."""
+    path = toy_recipe("flextok_nano.yaml", pictures, tmp_path)
+    flags = ["--trainer.max_steps", "2", "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.val_check_interval", "1"]
+    command = [str(Path(sys.executable).with_name("zoo")), "train", str(path), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    tok = zoo.load(tmp_path / "tokenizer")
+    assert tok.decode(tok.encode(torch.zeros(1, 3, 32, 32))).shape == (1, 3, 32, 32)

@@ -1,0 +1,59 @@
+"""Cards say what the entry and the results say, and nothing else."""
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+import zoo
+from eval.cards import card, card_path
+
+NAMES = zoo.list_models()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stored_card_is_up_to_date(name):
+    path = card_path(name)
+    assert path.exists() and path.read_text() == card(zoo.info(name)), "run: python -m eval.cards"
+
+
+def front_matter(text):
+    return yaml.safe_load(text.split("---")[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_front_matter(name):
+    from huggingface_hub import ModelCard
+
+    entry = zoo.info(name)
+    values = front_matter(card(entry, []))
+    assert ModelCard(card(entry, [])).data.library_name == "tokenizer-zoo"
+    assert {"tokenizer", entry.modality, entry.family} <= set(values["tags"])
+    assert values["license"], "the Hub needs a licence, also 'unknown'"
+
+
+def test_a_licence_is_never_invented():
+    entry = replace(zoo.info("flextok_nano"), license_weights=None, license_code=None)
+    text = card(entry, [])
+    assert front_matter(text)["license"] == "unknown"
+    assert "| Licence of the weights | unknown |" in text
+    assert "| Licence of the code the weights were made with | unknown |" in text
+
+
+def test_a_licence_of_its_own_is_named():
+    values = front_matter(card(zoo.info("flextok_d12_d12_in1k"), []))
+    assert values["license"] == "other"
+    assert values["license_name"] == "apple-amlr"
+
+
+def test_training_pictures_are_listed_with_their_licences():
+    text = card(replace(zoo.info("flextok_nano"), training_pack="images128"), [])
+    for package in ("gcompris-qt-data", "stellarium-data", "tuxpaint-stamps-default", "supertuxkart-data"):
+        assert f"| {package} |" in text
+    assert "opencv-doc" not in text
+    assert "GFDL" not in text
+
+
+def test_research_only_weights_say_so():
+    text = card(zoo.info("flextok_d18_d28_dfn"), [])
+    assert "research use only" in text
