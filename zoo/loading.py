@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from zoo.checkpoint import load_strict, read_folder, read_tensors
+from zoo.config import fits
 from zoo.registry import Entry, catalog_families, find, info
 from zoo.tokenizer import Tokenizer
 
@@ -74,25 +75,44 @@ def load(
     """Load a tokenizer with its weights, ready for use (evaluation mode, no gradients).
 
     Args:
-        source: a catalog name, a local folder, or a Hub repository `org/name`.
+        source: a catalog name, a local folder, or a Hub repository `org/name`. A catalog name wins over a folder of that name
+            in the current directory; write `./name` for the folder.
         family: for a folder or repository in the public release's own format, the family that reads it.
-        revision: commit, branch or tag of a Hub repository; the entry's own where it is None.
+        revision: commit, branch or tag of a Hub repository; the entry's own where it is None. A folder has none.
         device: where the weights go.
         dtype: floating-point type of the weights.
 
     Raises:
         UnknownNameError: no such name (with near matches); it is a ValueError and a KeyError.
-        ValueError: a checkpoint that is corrupt, foreign or does not fit, a config with unknown keys, an unknown family.
+        TypeError: a source that is neither text nor a path.
+        ValueError: a checkpoint that is corrupt, foreign or does not fit, a config with unknown keys, an unknown family, or an
+            argument that contradicts the source.
         HubError: the repository could not be read.
     """
+    if not isinstance(source, str | Path):
+        raise TypeError(f"zoo.load: source is a {type(source).__name__}. Needed: a catalog name, a folder or a repository.")
     text = str(source)
-    if isinstance(source, Path) or Path(text).is_dir() or text.startswith((".", "/", "~")):
+    named = isinstance(source, str) and text in {entry.name for entry in find()}
+    if not named and (isinstance(source, Path) or Path(text).is_dir() or text.startswith((".", "/", "~"))):
+        if revision is not None:
+            raise ValueError(f"zoo.load: revision={revision!r}, but {text} is a folder, which has one content. Leave it out.")
         tokenizer = _load_folder(Path(source).expanduser(), family=family, name=None)
     elif "/" in text:
         tokenizer = _load_repo(text, family=family, revision=revision)
     else:
-        tokenizer = _load_entry(info(text), revision=revision)
+        entry = info(text)
+        if family not in (None, entry.family):
+            raise ValueError(f"zoo.load: {text} is of the family {entry.family!r}, but family={family!r} was asked for.")
+        tokenizer = _load_entry(entry, revision=revision)
+    _notify(tokenizer.info)
     return tokenizer.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def _notify(entry: Entry) -> None:
+    """Show the notice of weights once in a process."""
+    if entry.notice and entry.name not in _NOTICED:
+        _NOTICED.add(entry.name)
+        logger.warning("%s: %s", entry.name, entry.notice)
 
 
 def _load_entry(entry: Entry, *, revision: str | None) -> Tokenizer:
@@ -102,9 +122,6 @@ def _load_entry(entry: Entry, *, revision: str | None) -> Tokenizer:
             f"zoo.load: {entry.name} has no published weights. `zoo.create({entry.name!r})` builds it with random ones, "
             "and its recipe trains it."
         )
-    if entry.notice and entry.name not in _NOTICED:
-        _NOTICED.add(entry.name)
-        logger.warning("%s: %s", entry.name, entry.notice)
     cls = family_class(entry.family)
     if weights.repo is None:
         path = embedded_folder() / weights.file
@@ -117,8 +134,9 @@ def _load_entry(entry: Entry, *, revision: str | None) -> Tokenizer:
         file = fetch(weights.repo, weights.config_file, revision=at)
         path = fetch(weights.repo, weights.file, revision=at, sha256=weights.sha256, size=weights.size)
         found = _read_config(cls, _json(file), path, weights.layout)
-        _report_difference(entry, config, found)
-        config = found
+        if found != config:
+            _report_difference(entry, config, found)
+            config, entry = found, replace(entry, config=found.to_dict(), **cls.layout_of(found))
     else:
         path = fetch(weights.repo, weights.file, revision=at, sha256=weights.sha256, size=weights.size)
     return _fill(cls, config, entry, path, layout=weights.layout, pickle=weights.pickle)
@@ -150,8 +168,7 @@ def _load_folder(path: Path, *, family: str | None, name: str | None) -> Tokeniz
     entry = _entry_of(cls, config, _identifier(folder.config.get("name", name or path.resolve().name)))
     if ours:
         entry = replace(entry, **_provenance(folder.config.get("entry", {}), path))
-    sha256 = folder.config.get("weights", {}).get("sha256") if ours else None
-    return _fill(cls, config, entry, folder.tensors_path, layout=layout, sha256=sha256)
+    return _fill(cls, config, entry, folder.tensors_path, layout=layout, sha256=folder.sha256)
 
 
 class _SkipInit(TorchFunctionMode):
@@ -160,8 +177,8 @@ class _SkipInit(TorchFunctionMode):
     Elementary draws give zeros instead, since initialisers that reject values outside their range draw until all are inside.
     """
 
-    _INITIALISERS = frozenset("kaiming_uniform_ kaiming_normal_ xavier_uniform_ xavier_normal_ orthogonal_".split())
-    _DRAWS = frozenset("uniform_ normal_".split())
+    _INITIALISERS = frozenset(["kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "orthogonal_"])
+    _DRAWS = frozenset(["uniform_", "normal_"])
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -187,12 +204,16 @@ def _provenance(values: Any, path: Path) -> dict[str, Any]:
     unknown = [key for key in values if key not in known]
     if unknown:
         raise ValueError(f"zoo.load: config.json of {path} has unknown keys under 'entry': {', '.join(unknown)}.")
+    hints = get_type_hints(Entry)
+    for key in _PROVENANCE:
+        if key in values and not fits(values[key], hints[key]):
+            raise ValueError(f"zoo.load: 'entry' in config.json of {path} holds {key}={values[key]!r}. Needed: {hints[key]}.")
     return {key: values[key] for key in _PROVENANCE if key in values}
 
 
 def _identifier(text: str) -> str:
     name = re.sub(r"[^a-z0-9]+", "_", str(text).lower()).strip("_")
-    return name if name[:1].isalpha() else f"tokenizer_{name}"
+    return name if name[:1].isalpha() else f"tokenizer_{name}".rstrip("_")
 
 
 def _entry_of(cls: type[Tokenizer], config: Any, name: str) -> Entry:

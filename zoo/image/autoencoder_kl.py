@@ -36,9 +36,11 @@ class AutoencoderKLConfig(Config):
     image_size: int = 256
 
     def __post_init__(self) -> None:
-        self.require(self.latent_channels >= 1, "latent_channels", "at least 1")
+        for name in ("latent_channels", "layers_per_block", "norm_groups", "image_size"):
+            self.require(getattr(self, name) >= 1, name, "at least 1")
         self.require(self.scaling_factor > 0, "scaling_factor", "a positive number")
         self.require(len(self.block_channels) >= 1, "block_channels", "at least one width")
+        self.require(min(self.block_channels) >= 1, "block_channels", "widths of at least 1")
         self.require(all(c % self.norm_groups == 0 for c in self.block_channels), "block_channels", "multiples of norm_groups")
 
 
@@ -68,7 +70,7 @@ class AutoencoderKL(Tokenizer):
             "layout": "2d",
             "discrete": False,
             "channels": config.latent_channels,
-            "tokens": (config.image_size // factor) ** 2,
+            "tokens": (-(-config.image_size // factor)) ** 2,
             "native_size": (config.image_size, config.image_size),
             "downsample": (1, factor, factor),
             "size_multiple": factor,
@@ -80,26 +82,38 @@ class AutoencoderKL(Tokenizer):
         """Read diffusers' config.json.
 
         Raises:
-            ValueError: another class, or blocks that this family does not have.
+            ValueError: another class, or a value that this family does not cover.
         """
         if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
             raise ValueError(f"autoencoder_kl: config.json is of class {config['_class_name']!r}. Needed: 'AutoencoderKL'.")
-        for key, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-            other = set(config.get(key, [])) - {block}
+        missing = [key for key in _NEEDED if key not in config]
+        if missing:
+            raise ValueError(f"autoencoder_kl: config.json has no {', '.join(missing)}. Is it that of a diffusers AutoencoderKL?")
+        for key, block in _BLOCKS.items():
+            other = [name for name in config.get(key, []) if name != block]
             if other:
-                raise ValueError(f"autoencoder_kl: {key} holds {', '.join(sorted(other))}. Only {block} is known.")
-        unknown = sorted(key for key in config if key not in _PUBLIC_KEYS and not key.startswith("_"))
+                raise ValueError(f"autoencoder_kl: {key} holds {', '.join(map(str, other))}. Only {block} is known.")
+        for key, only in _ONLY.items():
+            if config.get(key, only) != only:
+                raise ValueError(f"autoencoder_kl: {key}={config[key]!r} in config.json. This implementation knows: {only!r}.")
+        quant_convs = config.get("use_quant_conv", True)
+        if config.get("use_post_quant_conv", quant_convs) != quant_convs:
+            raise ValueError("autoencoder_kl: use_quant_conv and use_post_quant_conv differ in config.json. Needed: both or none.")
+        known = {*_NEEDED, *_OPTIONAL, *_ONLY, *_BLOCKS}
+        unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
         if unknown:
             logger.warning("autoencoder_kl: keys of config.json that are not used: %s", ", ".join(unknown))
-        return AutoencoderKLConfig(
-            latent_channels=config["latent_channels"],
-            scaling_factor=config.get("scaling_factor", 0.18215),
-            shift_factor=config.get("shift_factor") or 0.0,
-            block_channels=tuple(config["block_out_channels"]),
-            layers_per_block=config["layers_per_block"],
-            norm_groups=config.get("norm_num_groups", 32),
-            quant_convs=config.get("use_quant_conv", True),
-            image_size=config.get("sample_size", 256),
+        return AutoencoderKLConfig.from_dict(
+            {
+                "latent_channels": config["latent_channels"],
+                "scaling_factor": config.get("scaling_factor", 0.18215),
+                "shift_factor": config.get("shift_factor") or 0.0,
+                "block_channels": config["block_out_channels"],
+                "layers_per_block": config["layers_per_block"],
+                "norm_groups": config.get("norm_num_groups", 32),
+                "quant_convs": quant_convs,
+                "image_size": config.get("sample_size", 256),
+            }
         )
 
     @classmethod
@@ -113,10 +127,18 @@ class AutoencoderKL(Tokenizer):
         return self.autoencoder.decode(tokens.data.permute(0, 3, 1, 2).contiguous())
 
 
-_PUBLIC_KEYS = frozenset(
-    "act_fn block_out_channels down_block_types up_block_types in_channels out_channels latent_channels layers_per_block "
-    "norm_num_groups sample_size scaling_factor shift_factor force_upcast use_quant_conv use_post_quant_conv latents_mean "
-    "latents_std mid_block_add_attention".split()
+# Keys that are read, keys that change no number, and keys whose only value this family covers.
+_NEEDED = ("latent_channels", "block_out_channels", "layers_per_block")
+_OPTIONAL = (
+    *("norm_num_groups", "sample_size", "scaling_factor", "shift_factor", "use_quant_conv", "use_post_quant_conv"),
+    "force_upcast",
 )
-
-
+_ONLY = {
+    "act_fn": "silu",
+    "in_channels": 3,
+    "out_channels": 3,
+    "latents_mean": None,
+    "latents_std": None,
+    "mid_block_add_attention": True,
+}
+_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}

@@ -16,25 +16,30 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.config import Config
-from zoo.layers.flow import ProjectedGuidance, euler, euler_times, plain_guidance, start_noise
+from zoo.layers.flow import NoiseSchedule, ProjectedGuidance, euler, euler_times, plain_guidance, start_noise
 from zoo.layers.kl_vae import KLAutoencoder, current_attention_name
 from zoo.layers.patches import patchify, sincos_table, unpatchify
 from zoo.quantizers.fsq import FSQ
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
+from zoo.transforms.nested_dropout import KeepSampling
 
 __all__ = ["FlexTok", "FlexTokConfig"]
 
 logger = logging.getLogger(__name__)
 _EPS = 1e-5
+_AT_LEAST_ONE = (
+    *("latent_channels", "vae_layers", "vae_groups", "patch", "grid", "registers", "time_features", "steps"),
+    *("encoder_width", "encoder_depth", "encoder_head", "decoder_width", "decoder_depth", "decoder_head"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,7 @@ class FlexTokConfig(Config):
         keep_sampling: nested dropout in training, see `zoo.transforms.nested_dropout`.
         null_dropout: share of items trained without condition.
         noise_schedule, mode_scale: noise levels in training, see `zoo.layers.flow`.
-        steps, guidance: what `decode` uses when it is told nothing.
+        steps, guidance, guidance_mode: what `decode` uses when it is told nothing.
     """
 
     latent_channels: int = 16
@@ -86,15 +91,24 @@ class FlexTokConfig(Config):
     mode_scale: float = 0.25
     steps: int = 20
     guidance: float = 7.5
+    guidance_mode: str = "projected"
 
     def __post_init__(self) -> None:
-        for name in ("latent_channels", "patch", "grid", "registers", "encoder_depth", "decoder_depth", "steps"):
+        for name in _AT_LEAST_ONE:
             self.require(getattr(self, name) >= 1, name, "at least 1")
+        self.require(self.vae_scaling > 0, "vae_scaling", "a positive number")
+        self.require(self.max_timestep > 0, "max_timestep", "a positive number")
+        self.require(len(self.vae_channels) >= 1, "vae_channels", "at least one width")
+        self.require(len(self.levels) >= 1, "levels", "at least one level")
         self.require(self.encoder_width % self.encoder_head == 0, "encoder_width", "a multiple of encoder_head")
         self.require(self.decoder_width % self.decoder_head == 0, "decoder_width", "a multiple of decoder_head")
         self.require(self.encoder_width % 4 == 0 == self.decoder_width % 4, "decoder_width", "widths that are multiples of 4")
         self.require(self.time_features % 2 == 0, "time_features", "an even number")
+        self.require(self.alignment_block >= 0, "alignment_block", "0 or more")
+        self.require(self.guidance_mode in ("projected", "plain"), "guidance_mode", "projected, plain")
         self.require(0 <= self.null_dropout < 1, "null_dropout", "0 to below 1")
+        self.require(self.keep_sampling in get_args(KeepSampling), "keep_sampling", ", ".join(get_args(KeepSampling)))
+        self.require(self.noise_schedule in get_args(NoiseSchedule), "noise_schedule", ", ".join(get_args(NoiseSchedule)))
 
     @property
     def downsample(self) -> int:
@@ -452,7 +466,7 @@ class FlexTok(Tokenizer):
         *,
         steps: int | None = None,
         guidance: float | Callable[[float], float] | None = None,
-        guidance_mode: Literal["projected", "plain"] = "projected",
+        guidance_mode: Literal["projected", "plain"] | None = None,
         seed: int | list[int] = 0,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
@@ -464,7 +478,7 @@ class FlexTok(Tokenizer):
             size: sides of the picture.
             steps: of the flow; None takes the configuration's.
             guidance: scale, 1 for none, or a function of the noise level; None takes the configuration's.
-            guidance_mode: "projected" (momentum -0.5, norm limit 2.5, no parallel part) or "plain".
+            guidance_mode: "projected" (momentum -0.5, norm limit 2.5, no parallel part) or "plain"; None takes the configuration's.
             seed: the same noise for every item, or a list with one for each.
             generator: draws the noise of one item after another instead.
             noise: start latents `(b, c, h, w)` instead of both.
@@ -488,7 +502,7 @@ class FlexTok(Tokenizer):
         *,
         steps: int | None = None,
         guidance: float | Callable[[float], float] | None = None,
-        guidance_mode: Literal["projected", "plain"] = "projected",
+        guidance_mode: Literal["projected", "plain"] | None = None,
         seed: int | list[int] = 0,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
@@ -497,6 +511,7 @@ class FlexTok(Tokenizer):
         name = f"{self.info.name}.decode"
         steps = self.config.steps if steps is None else steps
         guidance = self.config.guidance if guidance is None else guidance
+        guidance_mode = self.config.guidance_mode if guidance_mode is None else guidance_mode
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"{name}: steps={steps!r}. Allowed: 1 or more.")
         if guidance_mode not in ("projected", "plain"):
@@ -597,15 +612,36 @@ _PARTS: dict[str, dict[str, tuple[Any, ...] | None]] = {
     "flow_matching_noise_module": {"ln": None, "stratisfied": None, "mode_scale": None},
     "pipeline": {"out_channels": None},
 }  # fmt: skip
-_ENCODER_KEYS = (
-    "enc_channels_to_last enc_patch_emb enc_posemb_module enc_register_module enc_seq_packer enc_transformer enc_unpacker "
-    "enc_to_latents"
-).split()
-_DECODER_KEYS = (
-    "dec_from_latents dec_registers_posemb_module dec_nested_dropout dec_latent_dropout dec_noise_channels_to_last "
-    "dec_noise_patch_emb dec_patches_posemb_module dec_seq_packer dec_time_embedder dec_transformer dec_unpacker "
-    "dec_repa_unpacker dec_to_patches dec_channels_to_first"
-).split()
+_PART_CLASSES = {
+    "config.json": "flextok.flextok_wrapper.FlexTok",
+    "vae": "flextok.vae_wrapper.StableDiffusionVAE",
+    "regularizer": "flextok.regularizers.quantize_fsq.FSQ",
+    "flow_matching_noise_module": "flextok.flow_matching.noise_modules.MinRFNoiseModule",
+    "pipeline": "flextok.flow_matching.pipelines.MinRFPipeline",
+    "encoder": "flextok.model.utils.wrappers.SequentialModuleDictWrapper",
+    "decoder": "flextok.model.utils.wrappers.SequentialModuleDictWrapper",
+}
+_TO_LAST = "flextok.model.utils.dict_ops.channels_first_to_last"
+_TO_FIRST = "flextok.model.utils.dict_ops.channels_last_to_first"
+_IN_PLACE: dict[str, tuple[str, Any]] = {
+    "enc_channels_to_last": ("per_sample_op", _TO_LAST),
+    "enc_posemb_module": ("posemb_type", "sincos"),
+    "enc_seq_packer": ("mask_mode", "causal_last"),
+    "dec_registers_posemb_module": ("posemb_type", "learnable_sum"),
+    "dec_noise_channels_to_last": ("per_sample_op", _TO_LAST),
+    "dec_patches_posemb_module": ("posemb_type", "sincos"),
+    "dec_seq_packer": ("mask_mode", "full"),
+    "dec_channels_to_first": ("per_sample_op", _TO_FIRST),
+}
+_ENCODER_KEYS = [
+    "enc_channels_to_last", "enc_patch_emb", "enc_posemb_module", "enc_register_module", "enc_seq_packer",
+    "enc_transformer", "enc_unpacker", "enc_to_latents",
+]  # fmt: skip
+_DECODER_KEYS = [
+    "dec_from_latents", "dec_registers_posemb_module", "dec_nested_dropout", "dec_latent_dropout",
+    "dec_noise_channels_to_last", "dec_noise_patch_emb", "dec_patches_posemb_module", "dec_seq_packer",
+    "dec_time_embedder", "dec_transformer", "dec_unpacker", "dec_repa_unpacker", "dec_to_patches", "dec_channels_to_first",
+]  # fmt: skip
 
 
 def _arguments(where: str, tree: Any, table: dict[str, tuple[Any, ...] | None], unknown: list[str]) -> dict[str, Any]:
@@ -626,6 +662,26 @@ def _arguments(where: str, tree: Any, table: dict[str, tuple[Any, ...] | None], 
     return found
 
 
+def _check_class(where: str, tree: Any) -> None:
+    """Refuse a part of another class; a part that names none is taken."""
+    target = tree.get("_target_") if isinstance(tree, dict) else None
+    if target not in (None, _PART_CLASSES[where]):
+        raise ValueError(f"flextok: {where} is of class {target!r} in config.json. Known: {_PART_CLASSES[where]}.")
+
+
+def _need(where: str, arguments: dict[str, Any], key: str) -> Any:
+    if key not in arguments:
+        raise ValueError(f"flextok: {where}.{key} is missing in config.json.")
+    return arguments[key]
+
+
+def _side(where: str, sides: Any) -> Any:
+    """The one number of a square."""
+    if not isinstance(sides, list | tuple) or not sides or any(side != sides[0] for side in sides):
+        raise ValueError(f"flextok: {where}={sides!r} in config.json. Needed: a square, such as [2, 2].")
+    return sides[0]
+
+
 def _module_dict(part: str, config: dict[str, Any], expected: list[str], unknown: list[str]) -> dict[str, dict[str, Any]]:
     """Read the modules of the encoder or decoder; their order is their order of execution."""
     modules = config.get(part, {}).get("module_dict") if isinstance(config.get(part), dict) else None
@@ -634,9 +690,13 @@ def _module_dict(part: str, config: dict[str, Any], expected: list[str], unknown
     out = {}
     for key, tree in modules.items():
         target = tree.get("_target_") if isinstance(tree, dict) else None
-        if target not in _MODULES:
+        if not isinstance(target, str) or target not in _MODULES:
             raise ValueError(f"flextok: {part}.{key} is of class {target!r}. Known: {', '.join(_MODULES)}.")
         out[key] = _arguments(f"{part}.{key}", tree, _MODULES[target], unknown)
+        argument, only = _IN_PLACE.get(key, ("", None))
+        value = out[key].get(argument, only)
+        if (value.get("_target_") if isinstance(value, dict) else value) != only:
+            raise ValueError(f"flextok: {part}.{key}.{argument}={value!r} in config.json. This implementation knows: {only}.")
     optional = {"dec_repa_unpacker"}
     if [key for key in out if key not in optional] != [key for key in expected if key not in optional]:
         raise ValueError(
@@ -652,44 +712,53 @@ def _config_from_public(config: dict[str, Any], shapes: dict[str, tuple[int, ...
         ValueError: a module, an order or a value that this implementation does not cover.
     """
     unknown = [key for key in config if key not in (*_PARTS, "encoder", "decoder", "_target_")]
+    for where in _PART_CLASSES:
+        _check_class(where, config if where == "config.json" else config.get(where))
     parts = {name: _arguments(name, config.get(name, {}), table, unknown) for name, table in _PARTS.items()}
     encoder = _module_dict("encoder", config, _ENCODER_KEYS, unknown)
     decoder = _module_dict("decoder", config, _DECODER_KEYS, unknown)
     if unknown:
         logger.warning("flextok: keys of config.json that are not known and not used: %s", ", ".join(unknown))
+
+    def needed(key: str, argument: str) -> Any:
+        part = "encoder" if key in encoder else "decoder"
+        return _need(f"{part}.{key}", {**encoder, **decoder}[key], argument)
+
+    patch = _side("patch_sizes", needed("enc_patch_emb", "patch_sizes"))
+    if patch != _side("patch_sizes", needed("dec_noise_patch_emb", "patch_sizes")):
+        raise ValueError("flextok: the encoder and the decoder have different patch_sizes in config.json. Needed: one size.")
     trunk_in, trunk_out = encoder["enc_transformer"], decoder["dec_transformer"]
-    patch, grid = encoder["enc_patch_emb"]["patch_sizes"], encoder["enc_posemb_module"]["max_sizes"]
-    if len({*patch, *decoder["dec_noise_patch_emb"]["patch_sizes"]}) != 1 or len(set(grid)) != 1:
-        raise ValueError(f"flextok: patch_sizes {patch} and max_sizes {grid} in config.json. Needed: squares, one size.")
-    vae = parts["vae"]
+    tapped = trunk_out.get("intermediate_layers") or [1]
+    vae, noise = parts["vae"], parts["flow_matching_noise_module"]
     sizes = vae.get("autoencoder_kl_overrides") or {}
-    noise = parts["flow_matching_noise_module"]
-    schedule = "mode" if not noise.get("ln") else "stratified" if noise.get("stratisfied") else "logit_normal"
-    return FlexTokConfig(
-        latent_channels=encoder["enc_patch_emb"]["channels_in"],
-        vae=any(key.startswith("vae.") for key in shapes) or not shapes,
-        vae_scaling=vae.get("scaling_factor") or 0.18215,
-        vae_channels=tuple(sizes.get("block_out_channels", (128, 256, 512, 512))),
-        vae_layers=sizes.get("layers_per_block", 2),
-        vae_groups=sizes.get("norm_num_groups", 32),
-        patch=patch[0],
-        grid=grid[0],
-        registers=encoder["enc_register_module"]["n_max"],
-        levels=tuple(parts["regularizer"].get("levels", (8, 8, 8, 5, 5, 5))),
-        encoder_width=trunk_in["dim"],
-        encoder_depth=trunk_in["depth"],
-        encoder_head=trunk_in.get("head_dim", 64),
-        decoder_width=trunk_out["dim"],
-        decoder_depth=trunk_out["depth"],
-        decoder_head=trunk_out.get("head_dim", 64),
-        time_features=decoder["dec_time_embedder"].get("frequency_embedding_size", 256),
-        max_timestep=decoder["dec_time_embedder"].get("max_timestep", 1.0),
-        alignment_block=(trunk_out.get("intermediate_layers") or [1])[0],
-        keep_sampling=decoder["dec_nested_dropout"].get("size_sampling_mode", "uniform"),
-        null_dropout=decoder["dec_latent_dropout"].get("dropout_prob", 0.2),
-        noise_schedule=schedule,
-        mode_scale=noise.get("mode_scale", 0.25),
-    )
+    if not isinstance(sizes, dict) or not isinstance(tapped, list | tuple):
+        raise ValueError("flextok: autoencoder_kl_overrides must be an object and intermediate_layers a list in config.json.")
+    values = {
+        "latent_channels": needed("enc_patch_emb", "channels_in"),
+        "vae": any(key.startswith("vae.") for key in shapes) or not shapes,
+        "vae_scaling": vae.get("scaling_factor") or 0.18215,
+        "vae_channels": sizes.get("block_out_channels", (128, 256, 512, 512)),
+        "vae_layers": sizes.get("layers_per_block", 2),
+        "vae_groups": sizes.get("norm_num_groups", 32),
+        "patch": patch,
+        "grid": _side("max_sizes", needed("enc_posemb_module", "max_sizes")),
+        "registers": needed("enc_register_module", "n_max"),
+        "levels": parts["regularizer"].get("levels", (8, 8, 8, 5, 5, 5)),
+        "encoder_width": needed("enc_transformer", "dim"),
+        "encoder_depth": needed("enc_transformer", "depth"),
+        "encoder_head": trunk_in.get("head_dim", 64),
+        "decoder_width": needed("dec_transformer", "dim"),
+        "decoder_depth": needed("dec_transformer", "depth"),
+        "decoder_head": trunk_out.get("head_dim", 64),
+        "time_features": decoder["dec_time_embedder"].get("frequency_embedding_size", 256),
+        "max_timestep": decoder["dec_time_embedder"].get("max_timestep", 1.0),
+        "alignment_block": tapped[0],
+        "keep_sampling": decoder["dec_nested_dropout"].get("size_sampling_mode", "uniform"),
+        "null_dropout": decoder["dec_latent_dropout"].get("dropout_prob", 0.2),
+        "noise_schedule": "mode" if not noise.get("ln") else "stratified" if noise.get("stratisfied") else "logit_normal",
+        "mode_scale": noise.get("mode_scale", 0.25),
+    }
+    return FlexTokConfig.from_dict(values)
 
 
 _RENAMES = {
@@ -727,12 +796,12 @@ def _rename_public(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for old, fused in _FUSED.items():
             if old in new:
                 names = [key.replace(f".{fused[1][0]}.", f".{name}.") for name in fused[1]]
-                if all(name in tensors for name in names):
+                if all(name in tensors and tensors[name].shape[1:] == value.shape[1:] for name in names) and value.ndim:
                     value = torch.cat([tensors[name] for name in names])
                     new = new.replace(old, fused[0])
         for old, ours in _RENAMES.items():
             new = new.replace(old, ours)
-        if new == "decoder.register_positions":
+        if new == "decoder.register_positions" and value.ndim >= 3:
             value = value.flatten(0, -3).squeeze(0).T.contiguous()
         out[new] = value
     return out

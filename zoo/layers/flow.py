@@ -12,7 +12,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["ProjectedGuidance", "draw_noise_levels", "euler", "euler_times", "mode_schedule", "plain_guidance", "start_noise"]
+__all__ = [
+    "NoiseSchedule",
+    "ProjectedGuidance",
+    "draw_noise_levels",
+    "euler",
+    "euler_times",
+    "mode_schedule",
+    "plain_guidance",
+    "start_noise",
+]
 
 NoiseSchedule = Literal["mode", "logit_normal", "stratified"]
 
