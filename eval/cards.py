@@ -203,7 +203,8 @@ def _training_sources(entry: Entry) -> str:
         lines.append(f"| {package.name} | {package.version} | {record.sources['train']} | {record.crops['train']} | {licences} |")
     lines += [
         "",
-        f"The weights carry {_licence(entry.license_weights)}, which public-domain, CC0, CC BY, CC BY-SA (through 4.0) and GPL sources allow. "
+        f"The weights carry {_licence(entry.license_weights)}, which public-domain, CC0, CC BY, CC BY-SA (through 4.0) and GPL "
+        "sources allow. "
         "The single credits stand in the README that the build writes beside the pictures.",
     ]
     return "\n".join(lines)
@@ -218,10 +219,11 @@ def _worst(name: str, results: Sequence[Result]) -> str:
         if not path.exists():
             continue
         rows = [row for row in read_items(path) if "psnr_db" in row.scores]
-        full = [row for row in rows if row.rate == rows[-1].rate]
-        worst = sorted((row for row in full if not math.isnan(row.scores["psnr_db"])), key=lambda row: row.scores["psnr_db"])[:5]
+        full = [row for row in rows if row.rate == rows[-1].rate and not math.isnan(row.scores["psnr_db"])]
+        worst = sorted(full, key=lambda row: row.scores["psnr_db"])[:5]
         lines = [f"- `{row.key}`: " + ", ".join(f"{key} {value:.4g}" for key, value in row.scores.items()) for row in worst]
-        return f"## Where it fails\n\nThe five items of {result.dataset.name} with the lowest PSNR at the full rate:\n\n" + "\n".join(lines)
+        head = f"The five items of {result.dataset.name} with the lowest PSNR at the full rate:"
+        return f"## Where it fails\n\n{head}\n\n" + "\n".join(lines)
     return ""
 
 

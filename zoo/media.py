@@ -46,7 +46,7 @@ def _open(source: Any) -> Image.Image:
 
 
 def resize_crop(image: Image.Image, size: int | tuple[int, int] | None, *, crop: bool = True) -> Image.Image:
-    """Resize with antialiased bicubic; cut the centre to `size` `(h, w)`, or keep the aspect ratio with the short side at `size`."""
+    """Resize (antialiased bicubic) and cut the centre to `size` `(h, w)`, or keep the aspect ratio, the short side at `size`."""
     if size is None:
         return image
     height, width = (size, size) if isinstance(size, int) else size

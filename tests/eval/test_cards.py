@@ -14,7 +14,8 @@ NAMES = zoo.list_models()
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stored_card_is_up_to_date(name):
     path = card_path(name)
-    assert path.exists() and path.read_text() == card(zoo.info(name)), "run: python -m eval.cards"
+    assert path.exists(), "run: python -m eval.cards"
+    assert path.read_text() == card(zoo.info(name)), "run: python -m eval.cards"
 
 
 def front_matter(text):

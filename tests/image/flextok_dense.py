@@ -1,7 +1,7 @@
 """The plain form of FlexTok's decoder: every register at its own position, the whole batch packed in one masked sequence.
 
-This is how the public implementation lays the work out. It shares the weights of a `FlexTokDecoder` and none of its shortcuts, so it
-is the oracle of the exact savings and the peer they are timed against.
+This is how the public implementation lays the work out. It shares the weights of a `FlexTokDecoder` and none of its shortcuts, so
+it is the oracle of the exact savings and the peer they are timed against.
 """
 
 import math

@@ -109,7 +109,7 @@ def test_alignment_tap_and_flow_loss(case):
 
 
 def test_sampler(case):
-    tok, io, config = case
+    tok, io, _ = case
     steps = 3 if tok.vae is not None else 4
     options = {"noguid": {"guidance": 1.0}, "cfg3": {"guidance": 3.0, "guidance_mode": "plain"}, "apg7.5": {"guidance": 7.5}}
     names = [name for name in io if name.startswith("sample_k")]

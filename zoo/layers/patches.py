@@ -7,7 +7,7 @@ __all__ = ["patchify", "sincos_table", "unpatchify"]
 
 
 def patchify(x: Tensor, size: int) -> Tensor:
-    """Cut `(b, h, w, c)` into patches `(b, h / size, w / size, size * size * c)`; inside a patch the order is row, column, channel."""
+    """Cut `(b, h, w, c)` into patches `(b, h / size, w / size, size * size * c)`, each in the order row, column, channel."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // size, size, w // size, size, c).transpose(2, 3)
     return x.reshape(b, h // size, w // size, size * size * c)

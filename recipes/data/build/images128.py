@@ -437,7 +437,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--release", action="store_true", help="leave out what weights that are to be published must not be trained on"
     )
-    parser.add_argument("--without", type=_names, default=[], metavar="PACKAGE,...", help="leave these packages (or single source_ids) out")
+    parser.add_argument(
+        "--without", type=_names, default=[], metavar="PACKAGE,...", help="leave these packages (or single source_ids) out"
+    )
     parser.add_argument("--cache", metavar="DIR", help=f"folder of .deb files (default: {packages.default_cache()})")
     parser.add_argument("--seed", type=int, default=0, help="for the composites (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a build with other settings in OUT")

@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 from recipes.data.build.packages import Package
 
-__all__ = ["RELEASE_WITHOUT", 
+__all__ = [
     "KINDS",
     "LABELS",
+    "RELEASE_WITHOUT",
     "SHARD_SAMPLES",
     "Crop",
     "Manifest",
