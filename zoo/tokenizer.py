@@ -256,7 +256,7 @@ class Tokenizer(nn.Module):
             raise ValueError(f"{self.info.name}.preprocess: only pictures are read here. Give encode() tensors {needed}.")
         from zoo.media import read_images
 
-        return read_images(source, size=size or self.info.native_size, crop=crop).to(self.device, self.dtype)
+        return read_images(source, size=self.info.native_size if size is None else size, crop=crop).to(self.device, self.dtype)
 
     def postprocess(self, x: Tensor) -> list[Any]:
         """Turn a decoded batch into PIL images; values are clamped to [-1, 1] and rounded to 8 bits."""
