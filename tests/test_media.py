@@ -134,7 +134,7 @@ REFUSED = {
     "no columns": (WANTED[..., :0], r"\(3, 5, 0\).*at least 1"),
     "long tensor": (WANTED.long(), r"int64.*floating point in \[-1, 1\] or uint8"),
     "255": (WANTED * 127.5 + 127.5, r"reaches from 0 to 24\d.*\[-1, 1\]"),
-    "NaN": (WANTED * math.nan, r"from nan to nan.*without NaN"),
+    "NaN": (WANTED * math.nan, r"from nan to nan.*no NaN"),
     "depth map": (Image.fromarray(np.zeros((4, 4), np.float32)), r"mode F.*8 or 16 bits"),
     "32 bits": (Image.fromarray(np.zeros((4, 4), np.int32)), r"mode I.*8 or 16 bits"),
     "no file": ("nowhere.png", r"no file nowhere\.png"),

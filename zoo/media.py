@@ -66,7 +66,7 @@ def _tensor_to_array(source: Tensor) -> np.ndarray:
         low, high = (float(value) for value in torch.aminmax(source.detach()))
         if not (low >= -1 - _OVERSHOOT and high <= 1 + _OVERSHOOT):
             raise ValueError(
-                f"preprocess: tensor that reaches from {low:.4g} to {high:.4g}. Allowed: [-1, 1] without NaN; 8-bit values v become "
+                f"preprocess: tensor that reaches from {low:.4g} to {high:.4g}. Allowed: [-1, 1], no NaN; 8-bit values v become "
                 "v / 127.5 - 1, a decoded batch is clamped."
             )
         source = to_uint8(source[None])[0]

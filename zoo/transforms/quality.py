@@ -23,7 +23,7 @@ class Quality:
 
     Attributes:
         target: the score to reach.
-        score: `score(x, y) -> (b,)` on originals and reconstructions in [-1, 1].
+        score: `score(x, y) -> (b,)` on originals in [-1, 1] and reconstructions, which may overshoot.
         higher_is_better: False for distances.
     """
 
@@ -34,16 +34,18 @@ class Quality:
     def reached(self, x: Tensor, y: Tensor) -> Tensor:
         """`(b,)` boolean."""
         scores = self.score(x, y)
-        if scores.shape != (len(x),):
-            raise ValueError(f"Quality: score gave shape {tuple(scores.shape)}. Needed: one number for each of the {len(x)} items.")
+        if not isinstance(scores, Tensor) or scores.shape != (len(x),):
+            found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+            raise ValueError(f"Quality: score gave {found}. Needed: a tensor with one number for each of the {len(x)} items.")
         return scores >= self.target if self.higher_is_better else scores <= self.target
 
 
 def smallest_tokens(x: Tensor, tokens: Tokens, decode: Callable[[Tokens], Tensor], quality: Quality) -> Tokens:
     """Cut each item to the smallest prefix that reaches the target.
 
-    Powers of two are tried from below, then the gap under the first that reaches is halved until k reaches and k - 1 does not.
-    An item that never reaches keeps all its tokens. The work is about 2 log2(n) decodes for each item.
+    The first, second, fourth, eighth, ... prefix is tried, then the gap under the first that reaches is halved until a prefix
+    reaches and the one before it does not. An item that never reaches keeps all its tokens. The work is about 2 log2(n) decodes
+    for each item. Multi-rate tokens are cut only at the ends of their levels.
 
     Args:
         x: originals `(b, c, ...)` in [-1, 1].
@@ -54,28 +56,32 @@ def smallest_tokens(x: Tensor, tokens: Tokens, decode: Callable[[Tokens], Tensor
     if not tokens.spec.ordered:
         raise ValueError(f"{tokens.spec.tokenizer}.encode: quality needs an ordered tokenizer. Leave it out.")
     most = tokens.data.shape[1]
+    ends = [end for end in tokens.spec.segment_ends if end <= most] or range(1, most + 1)
+    prefixes = torch.tensor(list(ends), device=tokens.device)
+    # Numbers of prefixes, from 1: the longest that is known to fail, and the shortest that is known or assumed to reach.
     failed = torch.zeros(len(x), dtype=torch.int64, device=tokens.device)
-    reached = torch.full_like(failed, most)
+    reached = torch.full_like(failed, len(prefixes))
     open_items = torch.ones(len(x), dtype=torch.bool, device=tokens.device)
 
-    def reaches(rows: Tensor, ks: Tensor) -> Tensor:
-        part = tokens[rows].keep(ks)
+    def reaches(rows: Tensor, numbers: Tensor) -> Tensor:
+        part = tokens[rows]
+        part = part.keep(prefixes[numbers - 1].clamp(max=part.data.shape[1]))
         return quality.reached(x[rows], decode(part).to(x.dtype))
 
-    k = 1
-    while k < most and bool(open_items.any()):
+    number = 1
+    while number < len(prefixes) and bool(open_items.any()):
         rows = open_items.nonzero()[:, 0]
-        ok = reaches(rows, torch.full_like(rows, k))
-        reached[rows[ok]], failed[rows[~ok]] = k, k
+        ok = reaches(rows, torch.full_like(rows, number))
+        reached[rows[ok]], failed[rows[~ok]] = number, number
         open_items[rows[ok]] = False
-        k *= 2
+        number *= 2
     rows = open_items.nonzero()[:, 0]
-    if len(rows):
-        ok = reaches(rows, torch.full_like(rows, most))
-        failed[rows[~ok]] = most - 1
+    if len(rows) and len(prefixes) > 1:
+        ok = reaches(rows, torch.full_like(rows, len(prefixes)))
+        failed[rows[~ok]] = len(prefixes) - 1
     while bool((gap := reached - failed > 1).any()):
         rows = gap.nonzero()[:, 0]
         middle = (reached[rows] + failed[rows]) // 2
         ok = reaches(rows, middle)
         reached[rows[ok]], failed[rows[~ok]] = middle[ok], middle[~ok]
-    return tokens.keep(reached)
+    return tokens.keep(prefixes[reached - 1])
