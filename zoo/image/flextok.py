@@ -512,7 +512,7 @@ class FlexTok(Tokenizer):
         steps = self.config.steps if steps is None else steps
         guidance = self.config.guidance if guidance is None else guidance
         guidance_mode = self.config.guidance_mode if guidance_mode is None else guidance_mode
-        if not isinstance(steps, int) or steps < 1:
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"{name}: steps={steps!r}. Allowed: 1 or more.")
         if guidance_mode not in ("projected", "plain"):
             raise ValueError(f"{name}: guidance_mode={guidance_mode!r}. Allowed: projected, plain.")
@@ -520,14 +520,17 @@ class FlexTok(Tokenizer):
         shape = (self.config.latent_channels, size[0] // side, size[1] // side)
         if noise is None:
             noise = start_noise(len(tokens), shape, seed=seed, generator=generator)
-        elif tuple(noise.shape) != (len(tokens), *shape):
-            raise ValueError(f"{name}: noise has shape {tuple(noise.shape)}. Needed: {(len(tokens), *shape)}.")
+        elif not isinstance(noise, Tensor) or tuple(noise.shape) != (len(tokens), *shape):
+            found = f"has shape {tuple(noise.shape)}" if isinstance(noise, Tensor) else f"is a {type(noise).__name__}"
+            raise ValueError(f"{name}: noise {found}. Needed: a tensor {(len(tokens), *shape)}.")
         x = noise.to(self.device, self.dtype)
         keep = tokens.lengths if tokens.lengths is not None else tokens.counts
         registers, bias = self.decoder.condition(self.quantizer.decode(tokens.data), keep)
         times = euler_times(steps)
         modulations = self.decoder.modulate(times.to(x.device))
-        scales = [float(guidance(float(t))) if callable(guidance) else float(guidance) for t in times]
+        scales = [guidance(float(t)) if callable(guidance) else guidance for t in times]
+        if not all(isinstance(scale, int | float) and math.isfinite(scale) for scale in scales):
+            raise ValueError(f"{name}: guidance={guidance!r} gives {scales}. Needed: a finite number, or a function of t to one.")
         if all(scale == 1.0 for scale in scales):
             return euler(lambda x, i: self.decoder(x, registers, bias, modulations[i]), x, steps)
         guide = ProjectedGuidance() if guidance_mode == "projected" else plain_guidance

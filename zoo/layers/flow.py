@@ -71,14 +71,17 @@ def start_noise(
         batch: number of items.
         shape: of one item.
         seed: one number gives every item the same noise, so that an item does not depend on its neighbours; a list gives each
-            its own. Drawn on the CPU, so that every device starts alike.
+            its own. Drawn on the CPU, so that every device starts alike; its generator looks at the lower 32 bits only.
         generator: draws one item after another from it instead.
+
+    Raises:
+        ValueError: a seed that is no int, or a list of another length.
     """
     if generator is not None:
         return torch.stack([torch.randn(shape, generator=generator, device=generator.device) for _ in range(batch)])
-    seeds = [seed] * batch if isinstance(seed, int) else list(seed)
-    if len(seeds) != batch:
-        raise ValueError(f"decode: seed holds {len(seeds)} numbers for {batch} items. Give one for all, or one for each.")
+    seeds = list(seed) if isinstance(seed, list | tuple) else [seed] * batch
+    if len(seeds) != batch or not all(isinstance(s, int) for s in seeds):
+        raise ValueError(f"decode: seed={seed!r} for {batch} items. Needed: one int for all, or a list with one for each.")
     drawn = {s: torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in set(seeds)}
     return torch.stack([drawn[s] for s in seeds])
 
