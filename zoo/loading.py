@@ -139,7 +139,7 @@ def _load_entry(entry: Entry, *, revision: str | None) -> Tokenizer:
             config, entry = found, replace(entry, config=found.to_dict(), **cls.layout_of(found))
     else:
         path = fetch(weights.repo, weights.file, revision=at, sha256=weights.sha256, size=weights.size)
-    return _fill(cls, config, entry, path, layout=weights.layout, pickle=weights.pickle)
+    return _fill(cls, config, entry, path, layout=weights.layout, pickle=weights.pickle, key=weights.key)
 
 
 def _load_repo(repo: str, *, family: str | None, revision: str | None) -> Tokenizer:
@@ -259,10 +259,18 @@ def _report_difference(entry: Entry, expected: Any, found: Any) -> None:
 
 
 def _fill(
-    cls: type[Tokenizer], config: Any, entry: Entry, path: Path, *, layout: str, sha256: str | None = None, pickle: bool = False
+    cls: type[Tokenizer],
+    config: Any,
+    entry: Entry,
+    path: Path,
+    *,
+    layout: str,
+    sha256: str | None = None,
+    pickle: bool = False,
+    key: str | None = None,
 ) -> Tokenizer:
     """Build without drawing random weights, then put the checked tensors in: nothing is half loaded."""
-    tensors = read_tensors(path, sha256=sha256, allow_pickle=pickle)
+    tensors = read_tensors(path, sha256=sha256, allow_pickle=pickle, key=key)
     if layout == "public":
         tensors = cls.rename_public(tensors, config)
     with _SkipInit():

@@ -37,6 +37,7 @@ class Weights:
         layout: "zoo" for our own config.json and parameter names, "public" for the original release's.
         config_file: the configuration beside the tensors; None where the entry's own config is used.
         pickle: True where the public file is a pickle; it is then read with `weights_only=True`.
+        key: entry of that pickle which holds the tensors, with `.` between levels; None for its `state_dict`, or the whole.
     """
 
     file: str = "model.safetensors"
@@ -47,6 +48,7 @@ class Weights:
     layout: Literal["zoo", "public"] = "zoo"
     config_file: str | None = "config.json"
     pickle: bool = False
+    key: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

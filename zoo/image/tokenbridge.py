@@ -1,0 +1,242 @@
+"""TokenBridge: the latents of a continuous autoencoder, each channel rounded on its own after training.
+
+Paper: Wang et al., "Bridging Continuous and Discrete Tokens for Autoregressive Visual Generation", arXiv 2503.16430. Source
+repository: YuqingWang1029/TokenBridge, commit 3ede281 (code MIT; the licence of the weights is not stated). The autoencoder is the
+KL-16 of "Autoregressive Image Generation without Vector Quantization" (MAR), arXiv 2406.11838. Checked against
+tests/parity/tokenbridge: codes equal, tensors to 1e-4.
+
+    picture -> encoder -> 1x1 -> mean, log variance -> mean or sample, x 0.2325 -> one code for each of 16 channels
+    codes -> values -> / 0.2325 -> 1x1 -> decoder -> picture
+
+The 16 codes of a position have 64 values each and no order of importance: depth cannot be cut. The published numbers sample the
+posterior (`encode(x, sample=True)`).
+"""
+
+import logging
+import re
+from dataclasses import dataclass
+from math import log2
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.config import Config
+from zoo.layers.vqgan import Decoder, Encoder
+from zoo.quantizers.dimension_wise import DimensionWise
+from zoo.registry import Entry
+from zoo.tokenizer import Tokenizer
+from zoo.tokens import Tokens
+
+__all__ = ["TokenBridge", "TokenBridgeConfig"]
+
+logger = logging.getLogger(__name__)
+_LOGVAR = (-30.0, 20.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBridgeConfig(Config):
+    """Sizes of the autoencoder and cells of the quantizer; the defaults are the published ones.
+
+    `levels`, `centre` and `spread` hold one number for all channels or one for each; `zoo.quantizers.dimension_wise` measures them
+    on latents (`calibrate`, `allocate_bits`).
+
+    Attributes:
+        latent_channels: channels of the latents, and codes of one position.
+        scaling_factor: on the latents, so that their deviation is about 1.
+        width: channels of the finest level before its multiplier.
+        multipliers: width of each level over `width`, fine to coarse; the encoder divides sides by 2 ** (levels - 1).
+        blocks: residual blocks of each encoder level; the decoder has one more.
+        encoder_attention: levels of the encoder with attention, 0 is the finest.
+        decoder_attention: levels of the decoder with attention.
+        norm_groups: groups of the group norms.
+        image_size: side the model was trained at; others work too.
+        levels: values that a channel can take.
+        centre: of the range of values.
+        spread: scaled latents over it are rounded as a standard normal variable.
+        reach: limit of that variable; the range of values lies inside centre +- reach * spread.
+    """
+
+    latent_channels: int = 16
+    scaling_factor: float = 0.2325
+    width: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    blocks: int = 2
+    encoder_attention: tuple[int, ...] = (4,)
+    decoder_attention: tuple[int, ...] = ()
+    norm_groups: int = 32
+    image_size: int = 256
+    levels: tuple[int, ...] = (64,)
+    centre: tuple[float, ...] = (0.0,)
+    spread: tuple[float, ...] = (5 / 3,)
+    reach: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name in ("latent_channels", "width", "blocks", "norm_groups", "image_size"):
+            self.require(getattr(self, name) >= 1, name, "at least 1")
+        self.require(self.scaling_factor > 0, "scaling_factor", "a positive number")
+        self.require(len(self.multipliers) >= 1 and min(self.multipliers) >= 1, "multipliers", "one or more numbers of at least 1")
+        self.require(
+            all(self.width * m % self.norm_groups == 0 for m in (1, *self.multipliers)), "width", "multiples of norm_groups"
+        )
+        for name in ("encoder_attention", "decoder_attention"):
+            known = range(len(self.multipliers))
+            self.require(all(level in known for level in getattr(self, name)), name, f"levels in 0..{len(known) - 1}")
+        self.require(self.image_size % self.downsample == 0, "image_size", f"a multiple of {self.downsample}")
+        for name in ("levels", "centre", "spread"):
+            allowed = (1, self.latent_channels)
+            self.require(len(getattr(self, name)) in allowed, name, f"one number, or {self.latent_channels} of them")
+        self.require(all(1 <= level <= 1024 for level in self.levels), "levels", "1..1024")
+        self.require(all(value > 0 for value in self.spread), "spread", "positive numbers")
+        self.require(self.reach > 0, "reach", "a positive number")
+
+    @property
+    def downsample(self) -> int:
+        """Pixels over positions."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def vocabulary(self) -> tuple[int, ...]:
+        """Values of each channel."""
+        return self.levels if len(self.levels) == self.latent_channels else self.levels * self.latent_channels
+
+
+class TokenBridge(Tokenizer):
+    """Pictures to codes `(b, h / f, w / f, channels)` and back; any size."""
+
+    family = "tokenbridge"
+    Config = TokenBridgeConfig
+
+    def __init__(self, config: TokenBridgeConfig, info: Entry | None = None) -> None:
+        super().__init__(config, info)
+        channels = config.latent_channels
+        sizes: dict[str, Any] = dict(width=config.width, multipliers=config.multipliers, groups=config.norm_groups)
+        self.encoder = Encoder(channels_out=2 * channels, blocks=config.blocks, attention=config.encoder_attention, **sizes)
+        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
+        self.quantizer = DimensionWise(
+            dim=channels,
+            levels=config.vocabulary,
+            centre=config.centre[0] if len(config.centre) == 1 else config.centre,
+            spread=config.spread[0] if len(config.spread) == 1 else config.spread,
+            reach=config.reach,
+        )
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1)
+        self.decoder = Decoder(channels_in=channels, blocks=config.blocks + 1, attention=config.decoder_attention, **sizes)
+
+    @classmethod
+    def layout_of(cls, config: TokenBridgeConfig) -> dict[str, Any]:
+        factor, side = config.downsample, config.image_size
+        positions = (side // factor) ** 2
+        return {
+            "modality": "image",
+            "layout": "2d",
+            "discrete": True,
+            "tokens": positions,
+            "depth": config.latent_channels,
+            "codebook_size": max(config.vocabulary),
+            "vocabulary": config.vocabulary,
+            "native_size": (side, side),
+            "downsample": (1, factor, factor),
+            "size_multiple": factor,
+            "bits_per_pixel": positions * sum(map(log2, config.vocabulary)) / side**2,
+            "stochastic_encode": True,
+        }
+
+    # -- the steps between pictures and codes --------------------------------------------------------------------------------------
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance `(b, c, h / f, w / f)` of the unscaled latents of `x (b, 3, h, w)`."""
+        mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, 1)
+        return mean, logvar.clamp(*_LOGVAR)
+
+    def encode_latents(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Scaled latents `(b, h / f, w / f, c)`, float32: the mean, or a sample where a generator is given."""
+        mean, logvar = self.posterior(x)
+        latents = mean.float()
+        if generator is not None:
+            noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=torch.float32)
+            latents = latents + (logvar.float() / 2).exp() * noise
+        return (latents * self.config.scaling_factor).permute(0, 2, 3, 1)
+
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """Pictures `(b, 3, h, w)` of scaled latents `(b, h / f, w / f, c)`, rounded or not."""
+        latents = (z / self.config.scaling_factor).to(self.dtype).permute(0, 3, 1, 2)
+        return self.decoder(self.post_quant_conv(latents.contiguous()))
+
+    def _encode(self, x: Tensor, *, tokens: int | None, depth: int | None, generator: torch.Generator | None) -> Tensor:
+        return self.quantizer.encode(self.encode_latents(x, generator))
+
+    def _decode(self, tokens: Tokens, size: tuple[int, ...]) -> Tensor:
+        return self.decode_latents(self.quantizer.decode(tokens.data))
+
+    # -- the public release --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_public(cls, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> TokenBridgeConfig:
+        """Read the sizes in the tensors; the release has no configuration file, so every key of `config` is optional.
+
+        `latent_scale`, `quant_bits`, `quant_min`, `quant_max`, `std_range` and `resolution` have the published values where they
+        are missing; `fixture_extra_scale` multiplies the first, and `tiny_overrides` may hold the last.
+
+        Raises:
+            ValueError: tensors of another network, an autoencoder without a posterior, or a range that is empty.
+        """
+        if config.get("use_variational", True) is not True:
+            raise ValueError(f"tokenbridge: use_variational={config['use_variational']!r}. This implementation knows: True.")
+        unknown = sorted(key for key in config if key not in _KEYS)
+        if unknown:
+            logger.warning("tokenbridge: keys of the configuration that are not known and not used: %s", ", ".join(unknown))
+        low, high = config.get("quant_min", -5.0), config.get("quant_max", 5.0)
+        reach = config.get("std_range", 3.0)
+        if not (low < high and reach > 0):
+            raise ValueError(f"tokenbridge: quant_min={low}, quant_max={high}, std_range={reach}. Needed: min < max, reach > 0.")
+        sizes = {**config, **(config.get("tiny_overrides") or {})}
+        return TokenBridgeConfig.from_dict(
+            {
+                **_sizes_of(shapes),
+                "scaling_factor": config.get("latent_scale", 0.2325) * config.get("fixture_extra_scale", 1.0),
+                "image_size": sizes.get("resolution", 256),
+                "levels": [2 ** config.get("quant_bits", 6)],
+                "centre": [(low + high) / 2],
+                "spread": [(high - low) / 2 / reach],
+                "reach": reach,
+            }
+        )
+
+    @classmethod
+    def rename_public(cls, tensors: dict[str, Tensor], config: TokenBridgeConfig) -> dict[str, Tensor]:
+        """Names are the same; what belongs to the loss of the autoencoder's training is left out."""
+        return {key: value for key, value in tensors.items() if not key.startswith("loss.")}
+
+
+_KEYS = (
+    *("latent_scale", "fixture_extra_scale", "quant_bits", "quant_min", "quant_max", "std_range", "resolution", "tiny_overrides"),
+    *("use_variational", "embed_dim", "ch_mult", "source", "commit"),
+)
+
+
+def _sizes_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields of the configuration that the tensors' shapes tell."""
+    needed = ("encoder.conv_in.weight", "post_quant_conv.weight", "quant_conv.weight")
+    missing = [key for key in needed if key not in shapes]
+    if missing:
+        raise ValueError(f"tokenbridge: the weights have no {', '.join(missing)}. Are they those of the KL-16 autoencoder of MAR?")
+    width, channels = shapes["encoder.conv_in.weight"][0], shapes["post_quant_conv.weight"][0]
+    if shapes["quant_conv.weight"][0] != 2 * channels:
+        found = shapes["quant_conv.weight"][0]
+        raise ValueError(f"tokenbridge: quant_conv has {found} channels for {channels} latents. Needed: {2 * channels}.")
+    first = re.compile(r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
+    levels = {int(match[1]): shape[0] for key, shape in shapes.items() if (match := first.fullmatch(key))}
+    return {
+        "latent_channels": channels,
+        "width": width,
+        "multipliers": [levels[level] // width for level in sorted(levels)],
+        "blocks": sum(bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", key)) for key in shapes),
+        "encoder_attention": _with_attention(shapes, "encoder.down"),
+        "decoder_attention": _with_attention(shapes, "decoder.up"),
+    }
+
+
+def _with_attention(shapes: dict[str, tuple[int, ...]], part: str) -> list[int]:
+    pattern = re.compile(rf"{re.escape(part)}\.(\d+)\.attn\.0\.q\.weight")
+    return sorted(int(match[1]) for key in shapes if (match := pattern.fullmatch(key)))
