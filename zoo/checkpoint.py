@@ -25,7 +25,7 @@ from zoo.hub import choose_weights, sha256_of
 __all__ = ["Folder", "load_strict", "read_folder", "read_tensors", "sha256_of", "weight_norm_keys", "write_folder"]
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt")
 SHOWN = 10  # keys of each kind that an error lists
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def read_tensors(
     """Read all tensors of a file onto the CPU.
 
     Args:
-        path: a safetensors file; a pickle (`.pt`, `.pth`, `.bin`, `.ckpt`) only with `allow_pickle`.
+        path: a safetensors file; a pickle (`.pt`, `.pth`, `.th`, `.bin`, `.ckpt`) only with `allow_pickle`.
         sha256: what the file must hash to; checked before it is read.
         allow_pickle: the caller knows that the public release is a pickle. It is read with `weights_only=True`, which
             refuses anything but tensors and plain values.

@@ -121,6 +121,7 @@ class Encoder(nn.Module):
         middle_attention: attention between the two middle blocks.
         groups: of the group norms; divides every width.
         dropout: inside the residual blocks.
+        final_activation: SiLU between the last norm and the last convolution.
         channels_in: of the picture.
     """
 
@@ -135,6 +136,7 @@ class Encoder(nn.Module):
         middle_attention: bool = True,
         groups: int = 32,
         dropout: float = 0.0,
+        final_activation: bool = True,
         channels_in: int = 3,
     ) -> None:
         super().__init__()
@@ -153,13 +155,14 @@ class Encoder(nn.Module):
         )
         self.mid = _Middle(widths[-1], attention=middle_attention, groups=groups, dropout=dropout)
         self.norm_out = _norm(widths[-1], groups)
+        self.final_activation = nn.SiLU() if final_activation else nn.Identity()
         self.conv_out = nn.Conv2d(widths[-1], channels_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(self.final_activation(self.norm_out(self.mid(h))))
 
 
 class Decoder(nn.Module):
@@ -179,6 +182,7 @@ class Decoder(nn.Module):
         middle_attention: bool = True,
         groups: int = 32,
         dropout: float = 0.0,
+        final_activation: bool = True,
         channels_out: int = 3,
     ) -> None:
         super().__init__()
@@ -197,6 +201,7 @@ class Decoder(nn.Module):
             for level, (before, after) in enumerate(zip(coarser, widths, strict=True))
         )
         self.norm_out = _norm(widths[0], groups)
+        self.final_activation = nn.SiLU() if final_activation else nn.Identity()
         self.conv_out = nn.Conv2d(widths[0], channels_out, 3, padding=1)
 
     @property
@@ -208,4 +213,4 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(self.final_activation(self.norm_out(h)))
