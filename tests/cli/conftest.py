@@ -5,7 +5,7 @@ What they give is known without running them, so the tests can hold real propert
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import zoo
+from zoo import registry
 from zoo.checkpoint import write_folder
 from zoo.config import Config
 from zoo.publishing import folder_config
@@ -110,14 +111,15 @@ class Toy(Tokenizer):
         return (total + scale / 2) * 2 - 1
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _family() -> None:
-    """Make the family known, as an entry of the catalog and a module would."""
+@pytest.fixture(scope="module", autouse=True)
+def _family() -> Iterator[None]:
+    """Make the family known, as an entry of the catalog and a module would, for the tests of this folder only."""
     module = ModuleType(f"zoo.image.{FAMILY}")
     sys.modules[module.__name__] = module
-    entry = Entry(name="toy_for_tests_entry", family=FAMILY, summary="For tests.", **Toy.layout_of(ToyConfig()))
-    if entry.name not in zoo.list_models():
-        zoo.register(entry)
+    entry = zoo.register(Entry(name="toy_for_tests_entry", family=FAMILY, summary="For tests.", **Toy.layout_of(ToyConfig())))
+    yield
+    del registry._EXTRA[entry.name]
+    del sys.modules[module.__name__]
 
 
 @pytest.fixture(scope="session")

@@ -107,18 +107,18 @@ def _value(key: str, text: str) -> Any:
 
 def _table(entries: list[Entry], width: int) -> str:
     """One line an entry, under a heading for each family."""
-    header = ("name", "layout", "tokens x codes", "rate", "params", "weights' licence", "weights")
+    header = ("name", "layout", "tokens x codes", "rate", "params", "licence", "weights")
     groups: dict[str, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: MODALITIES.index(entry.modality)):
         groups.setdefault(f"{entry.modality}, {entry.family}", []).append(entry)
     rows = [
         (
-            f"  {entry.name}",
+            f" {entry.name}",
             entry.layout,
             tokens_by_vocabulary(entry),
             rate(entry),
             count(entry.parameters),
-            licence(entry),
+            licence(entry).replace("-or-later", "+"),
             where_weights(entry),
         )
         for group in groups.values()
@@ -129,7 +129,7 @@ def _table(entries: list[Entry], width: int) -> str:
     for title, group in groups.items():
         text += [title, *lines[: len(group)]]
         del lines[: len(group)]
-    text += ["", f"{plural(len(rows), 'tokenizer')}; `zoo show NAME` tells more."]
+    text += ["", f"{plural(len(rows), 'tokenizer')}; the licence is that of the weights; `zoo show NAME` tells more."]
     return "\n".join(text) + "\n"
 
 
