@@ -239,3 +239,78 @@ def test_sizes_that_make_no_sense_are_refused(values):
     (key,) = values
     with pytest.raises(ValueError, match=rf"TokenBridgeConfig: {key}="):
         TokenBridgeConfig(**values)
+
+
+# -- on another autoencoder ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return zoo.load("kl_vae_nano")
+
+
+@pytest.fixture(scope="module")
+def pictures(vae):
+    from zoo.samples import images
+
+    return vae.preprocess(images()[:6], size=64)
+
+
+def psnr(a, b):
+    return float(-10 * ((a - b).square().mean() / 4).log10())
+
+
+def test_more_bits_on_an_autoencoder_of_the_zoo(vae, pictures):
+    """Rounding to 6 bits costs next to nothing, and every bit fewer costs more (the paper's finding, Table 1)."""
+    latents = vae.encode(pictures).data
+    continuous = vae.decode(vae.encode(pictures))
+    last_error = 0.0
+    for bits in (6, 4, 3, 2):
+        own = TokenBridge.on(vae, bits=bits)
+        tokens = own.encode(pictures)
+        assert tokens.bits_per_pixel().tolist() == pytest.approx([bits * 16 / 64] * len(pictures))
+        error = float((own.quantizer.decode(tokens.data) - latents).square().mean())
+        assert error > last_error
+        last_error = error
+        if bits == 6:
+            assert psnr(own.decode(tokens), continuous) > 40
+            assert psnr(own.decode(tokens), pictures) > psnr(continuous, pictures) - 0.1
+    with torch.no_grad():
+        assert torch.allclose(own.encode_latents(pictures), latents, atol=1e-5)
+
+
+def test_measured_channels_have_less_error_on_other_pictures(vae, pictures):
+    measured_on, others = vae.encode(pictures[::2]).data, vae.encode(pictures[1::2]).data
+    errors = []
+    for latents in (None, measured_on):
+        own = TokenBridge.on(vae, latents=latents)
+        errors.append(float((own.quantizer.decode(own.encode(pictures[1::2]).data) - others).square().mean()))
+    assert errors[1] < 0.8 * errors[0], errors
+
+
+def test_what_is_made_on_an_autoencoder_is_saved_and_loaded(vae, pictures, tmp_path):
+    from zoo.checkpoint import write_folder
+
+    own = TokenBridge.on(vae, bits=4, latents=vae.encode(pictures).data, name="mine")
+    config = {"family": "tokenbridge", "name": "mine", "config": own.config.to_dict()}
+    write_folder(tmp_path / "own", config=config, tensors=own.state_dict())
+    again = zoo.load(tmp_path / "own")
+    tokens = own.encode(pictures)
+    assert torch.equal(again.encode(pictures).data, tokens.data)
+    assert torch.equal(again.decode(tokens), own.decode(tokens))
+    assert own.info.license_weights == vae.info.license_weights
+    assert own.info.parameters == sum(value.numel() for value in own.state_dict().values())
+
+
+def test_what_is_no_autoencoder_is_refused(tok, vae):
+    with pytest.raises(TypeError, match=r"vae is a TokenBridge\. Needed: a tokenizer of the family autoencoder_kl"):
+        TokenBridge.on(tok)
+    with pytest.raises(TypeError, match=r"vae is a TokenBridge\."):
+        TokenBridge.on(TokenBridge.on(vae))
+    for values, message in (
+        ({"bits": 0}, r"bits=0\. Allowed: 1\.\.10"),
+        ({"limit": -1.0}, r"limit=-1\.0"),
+        ({"latents": torch.zeros(3, 5)}, r"shape \(3, 5\)\. Needed: \(\.\.\., 16\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TokenBridge.on(vae, **values)

@@ -9,21 +9,22 @@ tests/parity/tokenbridge: codes equal, tensors to 1e-4.
     codes -> values -> / 0.2325 -> 1x1 -> decoder -> picture
 
 The 16 codes of a position have 64 values each and no order of importance: depth cannot be cut. The published numbers sample the
-posterior (`encode(x, sample=True)`).
+posterior (`encode(x, sample=True)`). Nothing is trained, so any KL autoencoder serves: `TokenBridge.on(zoo.load("kl_vae_nano"))`.
 """
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log2
-from typing import Any
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from zoo.config import Config
+from zoo.layers.kl_vae import KLAutoencoder
 from zoo.layers.vqgan import Decoder, Encoder
-from zoo.quantizers.dimension_wise import DimensionWise
+from zoo.quantizers.dimension_wise import DimensionWise, calibrate
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
@@ -32,6 +33,7 @@ __all__ = ["TokenBridge", "TokenBridgeConfig"]
 
 logger = logging.getLogger(__name__)
 _LOGVAR = (-30.0, 20.0)
+Network = Literal["kl16", "diffusers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +44,17 @@ class TokenBridgeConfig(Config):
     on latents (`calibrate`, `allocate_bits`).
 
     Attributes:
+        network: "kl16", that of MAR's release, or "diffusers", an AutoencoderKL (`zoo.layers.kl_vae`).
         latent_channels: channels of the latents, and codes of one position.
         scaling_factor: on the latents, so that their deviation is about 1.
-        width: channels of the finest level before its multiplier.
-        multipliers: width of each level over `width`, fine to coarse; the encoder divides sides by 2 ** (levels - 1).
+        shift_factor: subtracted before that.
+        block_channels: of "diffusers": width of each level, fine to coarse.
+        quant_convs: of "diffusers": 1x1 convolutions around the latents.
+        width: of "kl16": channels of the finest level before its multiplier.
+        multipliers: of "kl16": width of each level over `width`, fine to coarse; the encoder divides sides by 2 ** (levels - 1).
         blocks: residual blocks of each encoder level; the decoder has one more.
-        encoder_attention: levels of the encoder with attention, 0 is the finest.
-        decoder_attention: levels of the decoder with attention.
+        encoder_attention: of "kl16": levels of the encoder with attention, 0 is the finest.
+        decoder_attention: of "kl16": levels of the decoder with attention.
         norm_groups: groups of the group norms.
         image_size: side the model was trained at; others work too.
         levels: values that a channel can take.
@@ -57,8 +63,12 @@ class TokenBridgeConfig(Config):
         reach: limit of that variable; the range of values lies inside centre +- reach * spread.
     """
 
+    network: Network = "kl16"
     latent_channels: int = 16
     scaling_factor: float = 0.2325
+    shift_factor: float = 0.0
+    block_channels: tuple[int, ...] = ()
+    quant_convs: bool = True
     width: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     blocks: int = 2
@@ -72,6 +82,7 @@ class TokenBridgeConfig(Config):
     reach: float = 3.0
 
     def __post_init__(self) -> None:
+        self.require(self.network in get_args(Network), "network", ", ".join(get_args(Network)))
         for name in ("latent_channels", "width", "blocks", "norm_groups", "image_size"):
             self.require(getattr(self, name) >= 1, name, "at least 1")
         self.require(self.scaling_factor > 0, "scaling_factor", "a positive number")
@@ -79,6 +90,10 @@ class TokenBridgeConfig(Config):
         self.require(
             all(self.width * m % self.norm_groups == 0 for m in (1, *self.multipliers)), "width", "multiples of norm_groups"
         )
+        own = self.network == "diffusers"
+        self.require(bool(self.block_channels) == own, "block_channels", "widths for network 'diffusers', none for 'kl16'")
+        fitting = all(c >= 1 and c % self.norm_groups == 0 for c in self.block_channels)
+        self.require(fitting, "block_channels", "multiples of norm_groups")
         for name in ("encoder_attention", "decoder_attention"):
             known = range(len(self.multipliers))
             self.require(all(level in known for level in getattr(self, name)), name, f"levels in 0..{len(known) - 1}")
@@ -93,7 +108,7 @@ class TokenBridgeConfig(Config):
     @property
     def downsample(self) -> int:
         """Pixels over positions."""
-        return 2 ** (len(self.multipliers) - 1)
+        return 2 ** (len(self.block_channels or self.multipliers) - 1)
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
@@ -110,9 +125,22 @@ class TokenBridge(Tokenizer):
     def __init__(self, config: TokenBridgeConfig, info: Entry | None = None) -> None:
         super().__init__(config, info)
         channels = config.latent_channels
-        sizes: dict[str, Any] = dict(width=config.width, multipliers=config.multipliers, groups=config.norm_groups)
-        self.encoder = Encoder(channels_out=2 * channels, blocks=config.blocks, attention=config.encoder_attention, **sizes)
-        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
+        if config.network == "diffusers":
+            self.autoencoder = KLAutoencoder(
+                latent_channels=channels,
+                scaling_factor=config.scaling_factor,
+                shift_factor=config.shift_factor,
+                block_channels=config.block_channels,
+                layers_per_block=config.blocks,
+                norm_groups=config.norm_groups,
+                quant_convs=config.quant_convs,
+            )
+        else:
+            sizes: dict[str, Any] = dict(width=config.width, multipliers=config.multipliers, groups=config.norm_groups)
+            self.encoder = Encoder(channels_out=2 * channels, blocks=config.blocks, attention=config.encoder_attention, **sizes)
+            self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
+            self.post_quant_conv = nn.Conv2d(channels, channels, 1)
+            self.decoder = Decoder(channels_in=channels, blocks=config.blocks + 1, attention=config.decoder_attention, **sizes)
         self.quantizer = DimensionWise(
             dim=channels,
             levels=config.vocabulary,
@@ -120,8 +148,75 @@ class TokenBridge(Tokenizer):
             spread=config.spread[0] if len(config.spread) == 1 else config.spread,
             reach=config.reach,
         )
-        self.post_quant_conv = nn.Conv2d(channels, channels, 1)
-        self.decoder = Decoder(channels_in=channels, blocks=config.blocks + 1, attention=config.decoder_attention, **sizes)
+
+    @classmethod
+    def on(
+        cls,
+        vae: Tokenizer,
+        *,
+        bits: int = 6,
+        limit: float = 5.0,
+        reach: float = 3.0,
+        latents: Tensor | None = None,
+        name: str | None = None,
+    ) -> Self:
+        """Round the latents of a KL autoencoder of this zoo; it keeps its weights, which are copied.
+
+        Args:
+            vae: a tokenizer of the family `autoencoder_kl`.
+            bits: of each channel, 1..10.
+            limit: scaled latents are rounded inside +-limit.
+            reach: see `TokenBridgeConfig`.
+            latents: scaled latents `(..., c)` as `vae.encode(x).data` gives them; each channel is then rounded around its
+                own mean on them, inside +-limit of its own deviations.
+            name: of the new tokenizer; None appends `_{bits}bit` to the name of `vae`.
+
+        Raises:
+            TypeError: `vae` is not built on diffusers' AutoencoderKL.
+            ValueError: a number outside its range, or latents of another width.
+        """
+        autoencoder = getattr(vae, "autoencoder", None)
+        if not isinstance(autoencoder, KLAutoencoder) or vae.info.discrete:
+            raise TypeError(f"TokenBridge.on: vae is a {type(vae).__name__}. Needed: a tokenizer of the family autoencoder_kl.")
+        of = vae.config
+        if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 10:
+            raise ValueError(f"TokenBridge.on: bits={bits!r}. Allowed: 1..10.")
+        if not (limit > 0 and reach > 0):
+            raise ValueError(f"TokenBridge.on: limit={limit}, reach={reach}. Allowed: positive numbers.")
+        centre: tuple[float, ...] = (0.0,)
+        spread: tuple[float, ...] = (limit / reach,)
+        if latents is not None:
+            if latents.shape[-1] != of.latent_channels:
+                found = tuple(latents.shape)
+                raise ValueError(f"TokenBridge.on: latents have shape {found}. Needed: (..., {of.latent_channels}).")
+            centre, deviation = calibrate(latents)
+            spread = tuple(limit / reach * value for value in deviation)
+        config = TokenBridgeConfig(
+            network="diffusers",
+            latent_channels=of.latent_channels,
+            scaling_factor=of.scaling_factor,
+            shift_factor=of.shift_factor,
+            block_channels=of.block_channels,
+            blocks=of.layers_per_block,
+            norm_groups=of.norm_groups,
+            quant_convs=of.quant_convs,
+            image_size=of.image_size,
+            levels=(2**bits,),
+            centre=centre,
+            spread=spread,
+            reach=reach,
+        )
+        info = Entry(
+            name=name or f"{vae.info.name}_{bits}bit",
+            family=cls.family,
+            summary=f"{vae.info.name} with each channel rounded to {bits} bits.",
+            config=config.to_dict(),
+            **cls.layout_of(config),
+        )
+        inherited = ("trained_on", "training_pack", "license_code", "license_weights", "notice", "paper", "source", "parameters")
+        tokenizer = cls(config, replace(info, **{key: getattr(vae.info, key) for key in inherited}))
+        tokenizer.autoencoder.load_state_dict(autoencoder.state_dict())
+        return tokenizer.to(device=vae.device, dtype=vae.dtype).eval().requires_grad_(False)
 
     @classmethod
     def layout_of(cls, config: TokenBridgeConfig) -> dict[str, Any]:
@@ -146,6 +241,9 @@ class TokenBridge(Tokenizer):
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance `(b, c, h / f, w / f)` of the unscaled latents of `x (b, 3, h, w)`."""
+        if self.config.network == "diffusers":
+            distribution = self.autoencoder.posterior(x)
+            return distribution.mean, distribution.logvar
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, 1)
         return mean, logvar.clamp(*_LOGVAR)
 
@@ -156,12 +254,14 @@ class TokenBridge(Tokenizer):
         if generator is not None:
             noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=torch.float32)
             latents = latents + (logvar.float() / 2).exp() * noise
-        return (latents * self.config.scaling_factor).permute(0, 2, 3, 1)
+        return ((latents - self.config.shift_factor) * self.config.scaling_factor).permute(0, 2, 3, 1)
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Pictures `(b, 3, h, w)` of scaled latents `(b, h / f, w / f, c)`, rounded or not."""
-        latents = (z / self.config.scaling_factor).to(self.dtype).permute(0, 3, 1, 2)
-        return self.decoder(self.post_quant_conv(latents.contiguous()))
+        latents = z.to(self.dtype).permute(0, 3, 1, 2).contiguous()
+        if self.config.network == "diffusers":
+            return self.autoencoder.decode(latents)
+        return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor + self.config.shift_factor))
 
     def _encode(self, x: Tensor, *, tokens: int | None, depth: int | None, generator: torch.Generator | None) -> Tensor:
         return self.quantizer.encode(self.encode_latents(x, generator))
