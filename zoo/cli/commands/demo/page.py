@@ -42,7 +42,7 @@ def make_page(ladder: Ladder, *, options: str) -> str:
         lede=escape(lede(ladder)),
         about=_about(ladder),
         facts=_facts(ladder),
-        charts="\n".join(draw_chart(ladder, score) for score in (ladder.scores[0], ladder.scores[-1])) if len(rungs) > 1 else "",
+        charts=_charts(ladder),
         dial=escape(dial_text(ladder)),
         cards="\n".join(_card(ladder, i) for i in range(len(ladder.paths))),
         count=f"{len(ladder.paths)} pictures" if len(ladder.paths) > 1 else "one picture",
@@ -80,6 +80,14 @@ def _facts(ladder: Ladder) -> str:
     return "\n".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items() if value)
 
 
+def _charts(ladder: Ladder) -> str:
+    """The first score and the last, against the rate; nothing for a tokenizer with one rate."""
+    if len(ladder.rungs) == 1:
+        return ""
+    drawn = "\n".join(draw_chart(ladder, score) for score in (ladder.scores[0], ladder.scores[-1]))
+    return f'<div class="charts">\n{drawn}\n</div>'
+
+
 def _means_text(ladder: Ladder, rung: Rung) -> str:
     means = [(score.title, rung.mean(score)) for score in ladder.scores]
     return " · ".join(f"PSNR {value} dB" if title == "PSNR, dB" else f"{title} {value}" for title, value in means)
@@ -95,7 +103,7 @@ def _card(ladder: Ladder, i: int) -> str:
         said = f"{rung_text(ladder, rung)} · {rung.of(ladder.scores[0], i)} dB"
         alt = f"{name}, from {said}"
         cells.append(f'<td data-said="{escape(said)}"><img src="{_inline(rung.pictures[i])}" alt="{escape(alt)}"></td>')
-    rows = [_row("bits per pixel", [f"{rung.bits_per_pixel:.3g}" for rung in rungs])]
+    rows = [_row("bits per pixel", [f"{rung.bits_per_pixel:.2g}" for rung in rungs])]
     rows += [_row(score.title, [rung.of(score, i) for rung in rungs]) for score in ladder.scores]
     numbers = "".join(f"<tr>{row}</tr>" for row in rows)
     return (
@@ -144,7 +152,7 @@ def _notes(ladder: Ladder, options: str) -> str:
 <p>{meanings} {escape(ladder.missing)} All are of 8-bit pictures at the size the tokenizer works at, with the originals cut and
 resized to it. <b>Mean colour</b> is what filling each picture with its mean colour scores. {len(ladder.paths)} pictures show how a
 tokenizer behaves; they do not rank it.</p>
-<p>Pictures are stored in this page {stored}.{with_options} Encoding and decoding took {ladder.seconds:.0f} s. Made with zoo
+<p>Pictures are stored in this page {stored}.{with_options} Encoding and decoding took {ladder.seconds:.1f} s. Made with zoo
 {escape(__version__)}, torch {escape(torch.__version__)}.</p></section>"""
 
 
