@@ -198,7 +198,7 @@ class FlexTokEncoder(nn.Module):
         """Give the first `count` registers before quantization, `(b, count, len(levels))`; later ones do not change them."""
         patches = self.embed(latents).flatten(1, 2)
         n = patches.shape[1]
-        registers = self.registers[:count].to(patches.dtype).expand(len(patches), -1, -1)
+        registers = self.registers[:count].to(patches.dtype).expand(patches.shape[0], -1, -1)
         x = torch.cat([patches, registers], 1)
         mask = torch.ones(count, n + count, dtype=torch.bool, device=x.device).tril(n)
         for block in self.blocks:
@@ -329,7 +329,7 @@ class FlexTokDecoder(nn.Module):
         if null is None and k == n and bool((keep == n).all()):
             return x, None
         count = keep if null is None else keep.masked_fill(null, 0)
-        rest = self.mask_token.expand(len(x), 1, -1)
+        rest = self.mask_token.expand(x.shape[0], 1, -1)
         if null is not None:
             rest = torch.where(null[:, None, None], self.null_token, rest)
         real = torch.arange(k, device=x.device) < count[:, None]
@@ -449,7 +449,7 @@ class FlexTok(Tokenizer):
             keep: `(b,)` how many codes are real; None for all k.
             null: `(b,)` boolean, True for no condition.
         """
-        keep = torch.full((len(x),), codes.shape[1], device=x.device) if keep is None else keep
+        keep = torch.full((x.shape[0],), codes.shape[1], device=x.device) if keep is None else keep
         registers, bias = self.decoder.condition(self.quantizer.decode(codes), keep, null)
         return self.decoder(x, registers, bias, self.decoder.modulate_items(t))
 

@@ -172,7 +172,7 @@ class TiTokEncoder(nn.Module):
         self.head = nn.Linear(width, config.channels * (2 if config.quantizer == "vae" else 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        b, n = len(x), len(self.latent_tokens)
+        b, n = x.shape[0], len(self.latent_tokens)
         patches = self.patch(x).flatten(2).transpose(1, 2)
         grid = torch.cat([self.class_token.expand(b, 1, -1), patches], 1) + self.positions
         latents = (self.latent_tokens + self.latent_positions).expand(b, -1, -1)
@@ -214,7 +214,7 @@ class TiTokDecoder(nn.Module):
 
     def forward(self, values: Tensor, text: Tensor | None = None) -> Tensor:
         """Decode; `text (b, text_positions, text_features)` is given to a decoder with text, and only to it."""
-        b, masks = len(values), self.grid**2
+        b, masks = values.shape[0], self.grid**2
         class_token = self.class_token.expand(b, 1, -1)
         grid = torch.cat([class_token, self.mask_token.expand(b, masks, -1)], 1) + self.positions
         parts = [grid, self.embed(values) + self.latent_positions]
