@@ -160,6 +160,7 @@ def test_a_nano_model_says_so(toy, tmp_path, capsys):
     assert main(["demo", "kl_vae_nano", "--pictures", str(samples.images()[0]), "--out", str(tmp_path)]) == 0
     text = (tmp_path / "index.html").read_text()
     assert "It is a nano model" in text
+    assert "The decoder draws" not in text
     assert "64 × 64 px" in text
     assert "GPL-3.0-or-later" in text
 
@@ -207,3 +208,13 @@ def test_too_many_pictures(toy, tmp_path, capsys):
     assert "up to 100" in capsys.readouterr().err
 
 
+
+
+def test_the_demo_of_the_readme(tmp_path, capsys):
+    words = ["--pictures", *map(str, samples.images()[:2]), "--option", "steps=2", "--out", str(tmp_path)]
+    assert main(["demo", *words]) == 0
+    text = (tmp_path / "index.html").read_text()
+    assert "<h1>flextok_nano</h1>" in text
+    assert "written as 1 to 32 whole numbers" in text
+    assert "The decoder draws what the tokens leave open" in text
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:9]] == ["1", "2", "4", "8", "16", "32"]

@@ -147,11 +147,14 @@ def _row(title: str, values: Sequence[str]) -> str:
 def _notes(ladder: Ladder, options: str) -> str:
     meanings = " ".join(f"<b>{escape(score.title)}</b>: {escape(score.meaning)}, {score.direction}." for score in ladder.scores)
     stored = "losslessly" if max(ladder.originals.shape[2:]) <= _LOSSLESS_UP_TO else "as JPEG of quality 95, after scoring"
+    invents = ""
+    if ladder.entry.stochastic_decode:
+        invents = "The decoder draws what the tokens leave open, so a picture from few of them can score below its mean colour."
     with_options = f" Decoder options: {escape(options)}." if options else ""
     return f"""<section><h2>How to read the numbers</h2>
 <p>{meanings} {escape(ladder.missing)} All are of 8-bit pictures at the size the tokenizer works at, with the originals cut and
 resized to it. <b>Mean colour</b> is what filling each picture with its mean colour scores. {len(ladder.paths)} pictures show how a
-tokenizer behaves; they do not rank it.</p>
+tokenizer behaves; they do not rank it. {invents}</p>
 <p>Pictures are stored in this page {stored}.{with_options} Encoding and decoding took {ladder.seconds:.1f} s. Made with zoo
 {escape(__version__)}, torch {escape(torch.__version__)}.</p></section>"""
 
