@@ -150,11 +150,11 @@ def refuse(folder, words, **options):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"family": "nothing"}, r"family='nothing' is unknown. Known: autoencoder_kl, flextok"),
+        ({"family": "nothing"}, r"family='nothing' is unknown. Known: autoencoder_kl, .*flextok"),
         ({"family": ["flextok"]}, r"family=\['flextok'\] is unknown"),
         ({"family": "os.system"}, r"family='os\.system' is unknown"),
         ({"family": "flextok"}, r"FlexTokConfig: unknown keys? 'scaling_factor'"),
-        ({"family": None}, r"not in our own format. Say which family.*autoencoder_kl, flextok"),
+        ({"family": None}, r"not in our own format. Say which family.*autoencoder_kl, .*flextok"),
         ({"config": [1]}, r"no object 'config'"),
         ({"config": None}, r"not in our own format"),
         ({"config": {**TINY, "colour": 1}}, r"AutoencoderKLConfig: unknown key 'colour'.*Known: latent_channels"),
