@@ -149,6 +149,16 @@ SMALL: dict[str, Small] = {
         loss=_kl_loss,
         step=lambda tok, data: tok.autoencoder.decode(data.permute(0, 3, 1, 2)),
     ),
+    "dc_ae": Small(
+        config=lambda entry: dict(
+            latent_channels=4, block_channels=(8, 16, 16), conv_resolutions=2, head_width=8, image_size=16,
+            encoder_layers=(min(1, entry["encoder_layers"][0]), 1, 1), decoder_layers=(min(1, entry["decoder_layers"][0]), 1, 1),
+            attention_kernels=(0, 0, entry["attention_kernels"][-1]), scaling_factor=0.7,
+            **{name: (entry[name][0], entry[name][0], entry[name][-1]) for name in ("decoder_norms", "decoder_activations")},
+        ),
+        loss=lambda tok, x, draws: _distance(x, tok.autoencoder(x).sample),
+        step=lambda tok, data: tok.autoencoder.decode(data.permute(0, 3, 1, 2)).sample,
+    ),
     "elm": Small(
         config=lambda entry: dict(
             _CNN, bits=6, splits=(3, 3) if entry["splits"] else None, latent_channels=8, decoder_blocks=1, attention_sides=(4,)
