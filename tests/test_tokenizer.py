@@ -588,4 +588,7 @@ def test_a_family_of_your_own_can_be_registered_and_created(monkeypatch):
     zoo.register(zoo.Entry(name="my_cells", family=Cells.family, summary="", config={"cell": 2}, **layout))
     tok = zoo.create("my_cells")
     assert type(tok) is Cells
+    zoo.register(replace(zoo.info("my_cells"), name="my_other", family="stand_in_other"))
+    with pytest.raises(ValueError, match=r"family 'stand_in_other' is not defined\. Import the module"):
+        zoo.create("my_other")
     assert tok.encode(X).positions == (4, 4)

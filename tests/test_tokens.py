@@ -355,6 +355,15 @@ def test_save_refuses_codes_outside_their_vocabulary(tmp_path):
     assert not list(tmp_path.iterdir()), "nothing was written"
 
 
+def test_save_names_a_place_that_is_none(tmp_path):
+    tokens = made()
+    with pytest.raises(FileNotFoundError, match=r"Tokens of stand_in\.save: no folder .*nowhere"):
+        tokens.save(tmp_path / "nowhere" / "x")
+    with pytest.raises(IsADirectoryError, match=r"Tokens of stand_in\.save: .* is a folder"):
+        tokens.save(tmp_path)
+    assert not list(tmp_path.parent.glob("*.part"))
+
+
 def test_save_takes_side_tensors_that_share_memory(tmp_path):
     spec = TokenSpec(tokenizer="stand_in", modality="image", vocabulary=(256,))
     scale = torch.rand(1, 2)

@@ -38,7 +38,13 @@ def family_class(family: str) -> type[Tokenizer]:
     if not isinstance(family, str) or family not in table:
         raise ValueError(f"zoo.load: family={family!r} is unknown. Known: {', '.join(sorted(table))}.")
     if family not in Tokenizer.families:
-        import_module(f"zoo.{table[family]}.{family}")
+        module = f"zoo.{table[family]}.{family}"
+        try:
+            import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+            raise ValueError(f"zoo.load: the family {family!r} is not defined. Import the module of its class first.") from error
     return Tokenizer.families[family]
 
 

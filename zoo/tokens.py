@@ -505,17 +505,23 @@ class Tokens:
 
         Raises:
             ValueError: codes outside their vocabulary, or latents that are not finite.
+            FileNotFoundError: the folder to write to does not exist.
+            IsADirectoryError: the path is a folder.
         """
         from safetensors.torch import save_file
 
-        self.check_codes(f"Tokens of {self.spec.tokenizer}.save")
+        path, name = Path(path), f"Tokens of {self.spec.tokenizer}.save"
+        self.check_codes(name)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{name}: no folder {path.parent}. Make it first.")
+        if path.is_dir():
+            raise IsADirectoryError(f"{name}: {path} is a folder. Give the name of a file.")
         data = self.data
         if self.discrete:
             data = data.to(_narrowest(max(self.spec.vocabulary[: self.levels]) - 1))
         tensors = {"data": data, "extent": self.extent, **{f"side.{key}": value for key, value in self.side.items()}}
         if self.lengths is not None:
             tensors["lengths"] = self.lengths
-        path = Path(path)
         temporary = path.with_name(path.name + ".part")
         save_file(
             # A copy of each: the format cannot express tensors that share memory.
