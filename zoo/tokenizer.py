@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from zoo.config import Config
+from zoo.config import Config as BaseConfig
 from zoo.registry import Entry
 from zoo.tokens import Tokens, TokenSpec
 from zoo.transforms.quality import Quality, smallest_tokens
@@ -33,7 +33,7 @@ class Tokenizer(nn.Module):
     """
 
     family: ClassVar[str]
-    Config: ClassVar[type[Config]]
+    Config: ClassVar[type[BaseConfig]]
     families: ClassVar[dict[str, type["Tokenizer"]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -41,7 +41,7 @@ class Tokenizer(nn.Module):
         if "family" in cls.__dict__:
             Tokenizer.families[cls.family] = cls
 
-    def __init__(self, config: Config, info: Entry | None = None) -> None:
+    def __init__(self, config: BaseConfig, info: Entry | None = None) -> None:
         super().__init__()
         self.config = config
         if info is None:
@@ -56,7 +56,7 @@ class Tokenizer(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def from_public(cls, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Config:
+    def from_public(cls, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> BaseConfig:
         """Translate the public release's configuration; `shapes` are those of the tensors beside it."""
         raise ValueError(f"{cls.family}: no public configuration format is known for this family. Load our own format.")
 
