@@ -49,7 +49,8 @@ def test_the_command_fails_when_a_promise_is_broken(monkeypatch: pytest.MonkeyPa
 def test_memory_of_a_known_allocation() -> None:
     if math.isnan(bench._extra_memory(lambda: torch.ones(1))):
         pytest.skip("this system has no /proc/self/clear_refs, so peak memory cannot be measured")
-    assert bench._extra_memory(lambda: torch.ones(16 << 20)) == pytest.approx(64, abs=4)
+    measured = min(bench._extra_memory(lambda: torch.ones(16 << 20)) for _ in range(5))  # a first call also touches its libraries
+    assert measured == pytest.approx(64, abs=4)
 
 
 def test_refuses_no_repeats() -> None:
