@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Release one folder and print the facts as JSON."""
     parser = argparse.ArgumentParser(prog="python -m recipes.release", description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder `tokenizer` of a training run")
-    print(json.dumps(release(parser.parse_args(args).folder), indent=2))
+    sys.stdout.write(json.dumps(release(parser.parse_args(args).folder), indent=2) + "\n")
     return 0
 
 

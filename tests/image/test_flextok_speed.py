@@ -58,12 +58,12 @@ def seconds(function):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch", "factor"), [(1, 2.2), (4, 5.0)])
+@pytest.mark.parametrize(("batch", "factor"), [(1, 2.5), (4, 5.0)])
 def test_decoder_call_is_faster_than_the_dense_form(batch, factor):
     """Width 768, depth 4, k = 16, 256 patches, both timed alternately.
 
-    The aim is 2.5 times at batch 1 and 5 times at batch 4. Batch 4 gives 6.6 to 6.9; batch 1 gives 2.3 to 2.5, of which the matrix
-    products are 84 % (their count falls by 2.06), so the floor held here is a little lower.
+    Measured: 6.6 to 6.9 times at batch 4, and 2.3 to 2.5 at batch 1, where 84 % of the time are matrix products whose work falls by
+    2.06: batch 1 is not reached on every run yet.
     """
     tok = decoder_at(768, 4)
     x, codes, keep = inputs(tok, batch, 16)
