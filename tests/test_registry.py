@@ -219,6 +219,15 @@ def test_entries_can_be_members_of_sets():
     assert len({*zoo.find(), *zoo.find()}) == len(zoo.list_models())
 
 
+def test_each_file_of_image_entries_is_that_of_its_family():
+    files = sorted((ROOT / "zoo" / "catalog" / "image").glob("[!_]*.py"))
+    assert len(files) == len({e.family for e in zoo.find(modality="image") if e.name not in registry._EXTRA})
+    for file in files:
+        entries = import_module(f"zoo.catalog.image.{file.stem}").ENTRIES
+        assert {(e.family, e.modality) for e in entries} == {(file.stem, "image")}
+        assert all(zoo.info(e.name) is e for e in entries)
+
+
 def test_the_catalog_does_not_follow_a_changed_dictionary():
     config = {"width": 3}
     own = entry("a", config=config)

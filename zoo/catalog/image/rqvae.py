@@ -1,0 +1,57 @@
+"""RQ-VAE of Kakao Brain."""
+
+from zoo.registry import Entry
+
+__all__ = ["ENTRIES"]
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        name="rqvae_8x8x4_ffhq",
+        family="rqvae",
+        modality="image",
+        summary="RQ-VAE for faces at 256 px: 64 positions of 4 residual codes; its archive is read by RQVAE.from_release.",
+        config=dict(codebook_sizes=(2048, 2048, 2048, 2048), attention_sides=(16,)),
+        layout="2d",
+        discrete=True,
+        residual=True,
+        tokens=64,
+        depth=4,
+        codebook_size=2048,
+        vocabulary=(2048, 2048, 2048, 2048),
+        native_size=(256, 256),
+        downsample=(1, 32, 32),
+        size_multiple=32,
+        bits_per_pixel=0.0429688,
+        trained_on="FFHQ",
+        license_code="Apache-2.0",
+        license_weights="CC-BY-NC-SA-4.0",
+        notice="these weights are under CC-BY-NC-SA 4.0, and their authors forbid commercial use.",
+        paper="Autoregressive Image Generation using Residual Quantization, arXiv 2203.01941",
+        source="kakaobrain/rq-vae-transformer@341395e",
+        parameters=101_258_118,
+    ),
+    Entry(
+        name="rqvae_8x8x4_imagenet",
+        family="rqvae",
+        modality="image",
+        summary="RQ-VAE for ImageNet at 256 px: 64 positions of 4 residual codes; its archive is read by RQVAE.from_release.",
+        layout="2d",
+        discrete=True,
+        residual=True,
+        tokens=64,
+        depth=4,
+        codebook_size=16384,
+        vocabulary=(16384, 16384, 16384, 16384),
+        native_size=(256, 256),
+        downsample=(1, 32, 32),
+        size_multiple=32,
+        bits_per_pixel=0.0546875,
+        trained_on="ImageNet-1k",
+        license_code="Apache-2.0",
+        license_weights="CC-BY-NC-SA-4.0",
+        notice="these weights are under CC-BY-NC-SA 4.0, and their authors forbid commercial use.",
+        paper="Autoregressive Image Generation using Residual Quantization, arXiv 2203.01941",
+        source="kakaobrain/rq-vae-transformer@341395e",
+        parameters=108_612_486,
+    ),
+)
