@@ -22,7 +22,7 @@ def _axis(spec: "TokenSpec") -> str | None:
 def _allowed(info: Entry, spec: "TokenSpec") -> list[int]:
     """All settings of the rate argument."""
     if _axis(spec) == "depth":
-        return list(range(1, info.depth + 1))
+        return spec.depths
     if spec.segments:
         return spec.segment_ends
     if info.tokens is None:
@@ -39,7 +39,7 @@ def ladder(info: Entry, spec: "TokenSpec") -> list[Rate]:
     if axis is None:
         return [{}]
     allowed = _allowed(info, spec)
-    if axis == "tokens" and spec.segments:
+    if spec.segments:
         return [{axis: k} for k in allowed]
     powers = [2**i for i in range(allowed[-1].bit_length()) if 2**i < allowed[-1]]
     return [{axis: k} for k in [*powers, allowed[-1]]]

@@ -41,19 +41,24 @@ def any_tokens(draw, *, axes=None, ordered=None, residual=None, discrete=True, u
     positions = tuple(draw(st.lists(st.integers(1, 5), min_size=axes, max_size=axes)))
     b = draw(st.integers(1, 4)) if batch is None else batch
     depth = draw(st.integers(1, 4))
+    ordered = draw(st.booleans()) if ordered is None else ordered
+    residual = draw(st.booleans()) if residual is None else residual
     segments = ()
     if axes == 1 and draw(st.booleans()):
         lengths = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
         segments = tuple(Segment(length=n, stride=2 ** (len(lengths) - 1 - i)) for i, n in enumerate(lengths))
-        positions = (sum(lengths),)
+        if discrete and residual and not ordered:
+            depth = sum(lengths)
+        else:
+            positions = (sum(lengths),)
     modality = draw(st.sampled_from(("image", "video", "audio")))
     spec = TokenSpec(
         tokenizer="stand_in",
         modality=modality,
         vocabulary=tuple(draw(st.lists(st.sampled_from(SIZES), min_size=depth, max_size=depth))) if discrete else (),
         channels=None if discrete else depth,
-        ordered=draw(st.booleans()) if ordered is None else ordered,
-        residual=draw(st.booleans()) if residual is None else residual,
+        ordered=ordered,
+        residual=residual,
         sample_rate=draw(st.sampled_from((None, 25, 24000))),
         segments=segments,
     )
@@ -147,11 +152,12 @@ def test_what_keep_cuts_off_is_zero(tokens):
 
 @given(any_tokens(residual=True), st.data())
 def test_depth_is_a_prefix_of_every_position(tokens, data):
-    d = data.draw(st.integers(1, tokens.levels))
+    least = tokens.spec.depths[0] if tokens.discrete else 1
+    d = data.draw(st.sampled_from(tokens.spec.depths if tokens.discrete else range(1, tokens.levels + 1)))
     cut = tokens.depth(d)
     assert torch.equal(cut.data, tokens.data[..., :d])
     assert cut.levels == d
-    same(cut.depth(1), tokens.depth(1))
+    same(cut.depth(least), tokens.depth(least))
 
 
 @given(any_tokens())

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import Config as BaseConfig
+from zoo.layers.tiling import Tiling, decode_tiles, encode_tiles
 from zoo.registry import Entry
+from zoo.streaming import Stream
 from zoo.tokens import Tokens, TokenSpec
 from zoo.transforms.quality import Quality, smallest_tokens
 
@@ -35,6 +37,8 @@ class Tokenizer(nn.Module):
     family: ClassVar[str]
     Config: ClassVar[type[BaseConfig]]
     families: ClassVar[dict[str, type["Tokenizer"]]] = {}
+    first_frame_alone: ClassVar[bool] = False
+    """Video: the first position in time stands for one frame, each later one for `downsample[0]` frames."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -73,17 +77,34 @@ class Tokenizer(nn.Module):
         """Decode tokens of items of one legal size to `(b, c, *size)`."""
         raise NotImplementedError
 
+    def _stream(self, **options: Any) -> Stream:
+        """Give the family's stream; asked for only where `info.streaming` says so."""
+        raise NotImplementedError
+
     def _legal_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Smallest size of the signal axes that the network takes and that holds `size`."""
         multiple = self.info.size_multiple or 1
-        return tuple(-(-side // multiple) * multiple for side in size)
+        sides = tuple(-(-side // multiple) * multiple for side in size)
+        if self.info.modality != "video" or self.info.downsample is None:
+            return sides
+        step, alone = self.info.downsample[0], int(self.first_frame_alone)
+        return (alone + -(-(size[0] - alone) // step) * step, *sides[1:])
 
     def _grid(self, size: tuple[int, ...]) -> tuple[int, ...] | None:
         """Token grid of a legal size; None where any number of positions is allowed (ordered 1D tokens)."""
         if self.info.downsample is None:
             return None
         steps = self.info.downsample[:1] if self.info.modality == "audio" else self.info.downsample[-len(size) :]
-        return tuple(side // step for side, step in zip(size, steps, strict=True))
+        grid = tuple(side // step for side, step in zip(size, steps, strict=True))
+        if self.info.modality != "video":
+            return grid
+        alone = int(self.first_frame_alone)
+        return (alone + (size[0] - alone) // steps[0], *grid[1:])
+
+    def _span(self, positions: int) -> int:
+        """Length of the signal, in samples or frames, that the first so many positions stand for."""
+        step, alone = (self.info.downsample or (1,))[0], self.info.modality == "video" and self.first_frame_alone
+        return 1 + (positions - 1) * step if alone and positions else positions * step
 
     # -- facts -----------------------------------------------------------------------------------------------------------------
 
@@ -100,6 +121,13 @@ class Tokenizer(nn.Module):
             residual=info.residual,
             sample_rate=info.sample_rate,
         )
+
+    @property
+    def tileable(self) -> bool:
+        """`tile=` works: a grid of tokens over pictures of any size, and a decoder that draws nothing."""
+        info = self.info
+        grid = info.modality == "image" and info.layout == "2d" and info.downsample is not None
+        return grid and info.max_size is None and not info.stochastic_decode
 
     @property
     def in_channels(self) -> int:
@@ -127,6 +155,7 @@ class Tokenizer(nn.Module):
         quality: Quality | float | None = None,
         sample: bool = False,
         seed: int = 0,
+        tile: Tiling | int | None = None,
     ) -> Tokens:
         """Turn a batch into tokens.
 
@@ -143,13 +172,15 @@ class Tokenizer(nn.Module):
             sample: draw from the encoder's distribution instead of taking its mode (`info.stochastic_encode`); each item is
                 encoded and drawn as if it were alone.
             seed: for `sample`, and for the reconstructions that `quality` looks at.
+            tile: encode pictures with a larger side in overlapping tiles of so many pixels, one after the other, so that memory is
+                that of one tile (`zoo.layers.tiling`); the result is close to that of the whole picture. None never cuts.
 
         Returns:
             Tokens with the extent of every item.
 
         Raises:
-            ValueError: a wrong rank, channels, size, dtype or range (NaN included), an empty batch, or a rate that this tokenizer
-                does not have.
+            ValueError: a wrong rank, channels, size, dtype or range (NaN included), an empty batch, a rate that this tokenizer
+                does not have, or tiles that it does not take (`tileable`).
         """
         name = f"{self.info.name}.encode"
         rates = {"tokens": tokens, "bits_per_pixel": bits_per_pixel, "bits_per_second": bits_per_second, "quality": quality}
@@ -160,13 +191,14 @@ class Tokenizer(nn.Module):
             raise ValueError(f"{name}: sample=True, but this encoder has nothing to sample. Leave it out.")
         if depth is not None:
             self._check_depth(depth)
+        tiling = self._tiling(tile, "encode")
         goal = quality if isinstance(quality, Quality) or quality is None else Quality(_number(name, "quality", quality))
         if not isinstance(x, Tensor):
             items = self._check_items(x)
             if bits_per_pixel is not None or bits_per_second is not None:
                 extents = [tuple(item.shape[1:]) for item in items]
                 tokens, depth = self._rate_of_items(bits_per_pixel, bits_per_second, extents, depth)
-            return self._encode_items(items, tokens, dict(depth=depth, quality=quality, sample=sample, seed=seed))
+            return self._encode_items(items, tokens, dict(depth=depth, quality=quality, sample=sample, seed=seed, tile=tile))
         self._check_signal(x)
         extent = tuple(x.shape[2:])
         if bits_per_pixel is not None or bits_per_second is not None:
@@ -180,10 +212,10 @@ class Tokenizer(nn.Module):
             drawn = []
             for item in padded.split(1):
                 generator = torch.Generator(device=x.device).manual_seed(seed)
-                drawn.append(self._encode(item, tokens=longest, depth=depth, generator=generator))
+                drawn.append(self._encode_size(item, tiling, tokens=longest, depth=depth, generator=generator))
             data = torch.cat(drawn)
         else:
-            data = self._encode(padded, tokens=longest, depth=depth, generator=None)
+            data = self._encode_size(padded, tiling, tokens=longest, depth=depth, generator=None)
         out = Tokens(data, self.spec, torch.tensor([extent] * len(x), dtype=torch.int64, device=data.device))
         if keep is not None and bool((keep != data.shape[1]).any()):
             out = out.keep(keep)
@@ -191,11 +223,13 @@ class Tokenizer(nn.Module):
             out = smallest_tokens(x, out, lambda part: self.decode(part, **self._seeded(seed)), goal)
         return out
 
-    def decode(self, tokens: Tokens, **options: Any) -> Tensor:
+    def decode(self, tokens: Tokens, *, tile: Tiling | int | None = None, **options: Any) -> Tensor:
         """Turn tokens back into a batch of exactly the original size.
 
         Args:
             tokens: made by this tokenizer, or by a generator trained on its tokens.
+            tile: decode pictures with a larger side in overlapping tiles of so many pixels, as `encode` does; best those that were
+                encoded with the same number.
             options: of the family, such as `seed`, `steps` and `guidance` of a generative decoder; a list holds one value for
                 each item.
 
@@ -205,22 +239,25 @@ class Tokenizer(nn.Module):
 
         Raises:
             ValueError: tokens of another tokenizer, of a wrong shape, codes outside the vocabulary, latents that are not finite,
-                or an option that this tokenizer does not have.
+                an option that this tokenizer does not have, or tiles that it does not take.
         """
         self._check_tokens(tokens)
         self._check_options(options, len(tokens))
+        tiling = self._tiling(tile, "decode")
+        if tiling is not None and (each := [key for key, value in options.items() if isinstance(value, list)]):
+            raise ValueError(f"{self.info.name}.decode: {each[0]} holds a value for each item. With tile= give one for all.")
         if not tokens.discrete:
             tokens = replace(tokens, data=tokens.data.to(self.dtype))
         extents = [tuple(row) for row in tokens.extent.tolist()]
         if len(set(extents)) == 1:
-            return self._decode_size(tokens[:], extents[0], options)
+            return self._decode_size(tokens[:], extents[0], options, tiling)
         largest = tuple(max(sides) for sides in zip(*extents, strict=True))
         out = torch.zeros(len(tokens), self.in_channels, *largest, device=self.device, dtype=self.dtype)
         for extent in dict.fromkeys(extents):
             rows = [i for i, other in enumerate(extents) if other == extent]
             window = (slice(None), *(slice(side) for side in extent))
             own = {key: [value[i] for i in rows] if isinstance(value, list) else value for key, value in options.items()}
-            for i, y in zip(rows, self._decode_size(tokens[rows], extent, own), strict=True):
+            for i, y in zip(rows, self._decode_size(tokens[rows], extent, own, tiling), strict=True):
                 out[i][window] = y
         return out
 
@@ -228,15 +265,19 @@ class Tokenizer(nn.Module):
         """Reconstruct: `decode(encode(x, **rate))`."""
         return self.decode(self.encode(x, **rate))
 
-    def stream(self) -> Any:
-        """Give an encoder and decoder for endless signals.
+    def stream(self, **options: Any) -> Stream:
+        """Give an encoder and decoder for an endless signal: chunks in, tokens out, and the reverse, at constant memory.
+
+        Args:
+            options: of the family, such as `depth` for residual codes and `seed` of a decoder that draws.
 
         Raises:
-            ValueError: this tokenizer is not causal.
+            ValueError: this tokenizer needs the whole signal.
         """
-        raise ValueError(
-            f"{self.info.name}.stream: this tokenizer needs the whole signal. `zoo.find(streaming=True)` lists those that do not."
-        )
+        if not self.info.streaming:
+            known = "`zoo.find(streaming=True)` lists those that do not"
+            raise ValueError(f"{self.info.name}.stream: this tokenizer needs the whole signal. {known}.")
+        return self._stream(**options)
 
     # -- what people have <-> x ----------------------------------------------------------------------------------------------------
 
@@ -354,12 +395,26 @@ class Tokenizer(nn.Module):
             raise ValueError(f"{name}: tokens={tokens} is outside 1..{most}. Use a number in it or leave it out for all.")
         return keep.long().expand(batch)
 
+    def _tiling(self, tile: Tiling | int | None, verb: str) -> Tiling | None:
+        """Check `tile=`."""
+        if tile is None:
+            return None
+        if not self.tileable or self.info.downsample is None:
+            raise ValueError(f"{self.info.name}.{verb}: tile={tile}, but this tokenizer takes no picture in parts. Leave it out.")
+        tiling = tile if isinstance(tile, Tiling) else Tiling(tile)
+        for f in self.info.downsample[1:]:
+            tiling.positions(f)  # refuses tiles of less than 4 positions
+        return tiling
+
     def _check_depth(self, depth: int) -> None:
         name = f"{self.info.name}.encode"
         if not self.info.residual:
             raise ValueError(f"{name}: depth={depth}, but this tokenizer has no residual levels. Leave it out.")
         if not hasattr(depth, "__index__") or isinstance(depth, bool) or not 1 <= depth <= self.info.depth:
             raise ValueError(f"{name}: depth={depth} is outside 1..{self.info.depth}, the levels of this tokenizer.")
+        if depth not in self.spec.depths:
+            allowed = ", ".join(map(str, self.spec.depths))
+            raise ValueError(f"{name}: depth={depth} cuts inside a level. Allowed: {allowed} codes, the ends of its levels.")
 
     def _check_tokens(self, tokens: Tokens) -> None:
         name = f"{self.info.name}.decode"
@@ -401,8 +456,27 @@ class Tokenizer(nn.Module):
                 x = torch.cat([x, x.narrow(axis, x.shape[axis] - 1, 1).expand(*_repeat(x, axis, missing))], axis)
         return x
 
-    def _decode_size(self, tokens: Tokens, extent: tuple[int, ...], options: dict[str, Any]) -> Tensor:
-        y = self._decode(tokens, self._legal_size(extent), **options)
+    def _encode_size(self, x: Tensor, tiling: Tiling | None, **rate: Any) -> Tensor:
+        """Encode a batch of a legal size, whole or in tiles."""
+        if tiling is None or max(x.shape[-2:]) <= tiling.side or self.info.downsample is None:
+            return self._encode(x, **rate)
+        return encode_tiles(lambda part: self._encode(part, **rate), x, tiling, downsample=self.info.downsample[1:])
+
+    def _decode_size(
+        self, tokens: Tokens, extent: tuple[int, ...], options: dict[str, Any], tiling: Tiling | None = None
+    ) -> Tensor:
+        """Decode items of one extent, whole or in tiles, and cut what was padded."""
+        size, downsample = self._legal_size(extent), self.info.downsample
+        if tiling is None or max(size[-2:]) <= tiling.side or downsample is None:
+            y = self._decode(tokens, size, **options)
+        else:
+            f, one = downsample[1:], tokens[:1]
+
+            def part(data: Tensor) -> Tensor:
+                sides = (data.shape[1] * f[0], data.shape[2] * f[1])
+                return self._decode(replace(one, data=data, extent=one.extent.new_tensor([sides])), sides, **options)
+
+            y = decode_tiles(part, tokens.data, tiling, downsample=f)
         return y[(slice(None), slice(None), *(slice(side) for side in extent))]
 
     def _encode_items(self, items: Sequence[Tensor], tokens: Any, options: dict[str, Any]) -> Tokens:
@@ -440,13 +514,13 @@ class Tokenizer(nn.Module):
         elif self.info.residual and grid is not None:
             if depth is not None:
                 raise ValueError(f"{name}: depth={depth} and {argument}={rate:g} both choose the depth. Give only one.")
-            steps = [sum(code_bits[:d]) * math.prod(grid) for d in range(1, self.info.depth + 1)]
+            steps = [sum(code_bits[:d]) * math.prod(grid) for d in self.spec.depths]
         else:
             raise ValueError(f"{name}: {argument}={rate:g}, but this tokenizer has one rate only. Leave it out.")
         count = sum(bits <= budget for bits in steps)
         if count < 1:
             raise ValueError(f"{name}: {argument}={rate:g} is too little. Allowed: at least {steps[0] / units:.4g} for {extent}.")
-        return (count, depth) if self.info.ordered else (None, count)
+        return (count, depth) if self.info.ordered else (None, self.spec.depths[count - 1])
 
     def _rate_of_items(
         self,

@@ -26,7 +26,7 @@ _FORMAT = "zoo-tokens-1"
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A stretch of a multi-rate axis: `length` positions of one level, each covering `stride` positions of the finest grid."""
+    """A stretch of a multi-rate axis: `length` codes of one level, each covering `stride` positions of the finest grid."""
 
     length: int
     stride: int
@@ -48,7 +48,8 @@ class TokenSpec:
         ordered: the positions are ordered, any prefix decodes.
         residual: the depth axis is ordered, any prefix decodes.
         sample_rate: samples per second of the audio, frames per second of the video; for rates in time.
-        segments: levels of a multi-rate axis, in order; empty for one rate.
+        segments: levels of a multi-rate axis, coarse to fine; empty for one rate. The axis is the positions (a picture in scales),
+            or the depth where that is ordered and the positions are not (a codec whose coarse frame holds 1 + 2 + 4 codes).
         latents: how continuous latents were normalised ("normalised" or "raw").
     """
 
@@ -76,6 +77,9 @@ class TokenSpec:
             raise ValueError(f"{name}: channels={self.channels}. Allowed: at least 1.")
         if self.latents not in _NORMALISATIONS:
             raise ValueError(f"{name}: latents={self.latents!r}. Allowed: {', '.join(_NORMALISATIONS)}.")
+        if self.deep_segments and self.segment_ends[-1] != len(self.vocabulary):
+            held = f"segments hold {self.segment_ends[-1]} codes for {len(self.vocabulary)} vocabularies"
+            raise ValueError(f"{name}: {held}. Levels on the depth axis need one each.")
 
     @property
     def discrete(self) -> bool:
@@ -83,8 +87,21 @@ class TokenSpec:
 
     @property
     def segment_ends(self) -> list[int]:
-        """Positions at which a multi-rate axis may be cut: the end of each level; empty for one rate."""
+        """Places at which a multi-rate axis may be cut: the end of each level; empty for one rate."""
         return list(accumulate(segment.length for segment in self.segments))
+
+    @property
+    def deep_segments(self) -> bool:
+        """The segments are stretches of the depth axis."""
+        return bool(self.segments) and self.discrete and self.residual and not self.ordered
+
+    @property
+    def depths(self) -> list[int]:
+        """Numbers of codes of one position that decode: all of them, or also less for residual tokens."""
+        whole = len(self.vocabulary)
+        if self.deep_segments:
+            return self.segment_ends
+        return list(range(1, whole + 1)) if self.residual else [whole]
 
     def to_json(self) -> str:
         """Text for the header of a file; `from_json` reads it."""
@@ -153,18 +170,16 @@ class Tokens:
             raise ValueError(f"{name}: data has shape {tuple(self.data.shape)}. Needed: (batch, *positions, depth).")
         last = self.data.shape[-1]
         if self.spec.discrete:
-            most = len(self.spec.vocabulary)
             if self.data.dtype != torch.int64:
                 raise ValueError(f"{name}: data has dtype {self.data.dtype}. Codes must be torch.int64.")
-            if not (1 <= last <= most if self.spec.residual else last == most):
-                allowed = f"1..{most}" if self.spec.residual else f"{most}"
-                raise ValueError(f"{name}: depth {last}. Needed: {allowed}, the number of its vocabularies.")
+            if last not in self.spec.depths:
+                raise ValueError(f"{name}: depth {last}. Needed: {_shown(self.spec.depths)}, the number of its vocabularies.")
         else:
             if not self.data.is_floating_point():
                 raise ValueError(f"{name}: data has dtype {self.data.dtype}. Latents must be floating point.")
             if last != self.spec.channels:
                 raise ValueError(f"{name}: {last} channels on the last axis. Needed: {self.spec.channels}.")
-        if self.spec.segments:
+        if self.spec.segments and not self.spec.deep_segments:
             if len(self.positions) != 1:
                 raise ValueError(f"{name}: positions {self.positions}. Tokens with segments have one axis of positions.")
             ends = self.spec.segment_ends
@@ -291,7 +306,7 @@ class Tokens:
         ks = ks.long()
         if ks.numel() and (int(ks.min()) < 1 or int(ks.max()) > n):
             raise ValueError(f"{name}: k={k} is outside 1..{n}, the positions there are.")
-        ends = self.spec.segment_ends
+        ends = [] if self.spec.deep_segments else self.spec.segment_ends
         if ends and any(v not in ends for v in ks.reshape(-1).tolist()):
             raise ValueError(f"{name}: k={k} cuts inside a level. Allowed: {ends}.")
         if not len(self):
@@ -302,10 +317,10 @@ class Tokens:
         return replace(self, data=data, lengths=lengths)
 
     def depth(self, d: int) -> "Tokens":
-        """Keep the first `d` codes of each position of a residual tokenizer.
+        """Keep the first `d` codes of each position of a residual tokenizer; multi-rate tokens are cut at the ends of their levels.
 
         Raises:
-            ValueError: the depth axis is not ordered, or d outside 1..levels.
+            ValueError: the depth axis is not ordered, or d outside 1..levels, or inside a level.
         """
         name = f"Tokens of {self.spec.tokenizer}.depth"
         if not self.spec.residual:
@@ -314,6 +329,8 @@ class Tokens:
             raise ValueError(f"{name}: d={d!r}. Needed: an int in 1..{self.levels}.")
         if not 1 <= d <= self.levels:
             raise ValueError(f"{name}: d={d} is outside 1..{self.levels}, the levels there are.")
+        if d not in self.spec.depths:
+            raise ValueError(f"{name}: d={d} cuts inside a level. Allowed: {_shown(self.spec.depths)}.")
         return replace(self, data=self.data[..., :d])
 
     def bits(self) -> Tensor:
@@ -500,6 +517,33 @@ class Tokens:
             {key: torch.cat([part.side[key] for part in parts]) for key in first.side},
         )
 
+    @staticmethod
+    def join(parts: Sequence["Tokens"]) -> "Tokens":
+        """Join stretches of one signal along its first axis of positions, such as the parts that a stream gives.
+
+        Side tensors are joined along their second axis.
+
+        Raises:
+            ValueError: nothing to join, parts that differ in tokenizer, batch, depth, grid or dtype, or parts with `lengths`.
+        """
+        if not parts:
+            raise ValueError("Tokens.join: parts is empty. Give at least one Tokens.")
+        first, name = parts[0], f"Tokens.join of {parts[0].spec.tokenizer}"
+        for part in parts:
+            if part.spec != first.spec or part.data.dtype != first.data.dtype or part.side.keys() != first.side.keys():
+                raise ValueError(f"{name}: {part} does not fit {first}: same tokenizer, dtype and side tensors are needed.")
+            if len(part) != len(first) or part.positions[1:] != first.positions[1:] or part.levels != first.levels:
+                raise ValueError(f"{name}: {part} does not fit {first}: same batch, grid and depth are needed.")
+            if part.lengths is not None or (part.spec.segments and not part.spec.deep_segments):
+                raise ValueError(f"{name}: {part} has lengths or scales of its own. Join stretches of whole, equal items.")
+            if not torch.equal(part.extent[:, 1:], first.extent[:, 1:]):
+                found = f"extents {part.extent.tolist()} and {first.extent.tolist()}"
+                raise ValueError(f"{name}: {found} differ beyond their first axis. Join stretches of one signal.")
+        extent = first.extent.clone()
+        extent[:, 0] = sum(part.extent[:, 0] for part in parts)
+        side = {key: torch.cat([part.side[key] for part in parts], 1) for key in first.side}
+        return Tokens(torch.cat([part.data for part in parts], 1), first.spec, extent, None, side)
+
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file with the narrowest integers and the meaning in its header.
 
@@ -566,6 +610,12 @@ class Tokens:
             raise ValueError(f"{name}: {error}") from error
         tokens.check_codes(name)
         return tokens
+
+
+def _shown(numbers: Sequence[int]) -> str:
+    """Write `1..4` for a run of numbers, `1, 3, 7` for others."""
+    run = len(numbers) > 1 and list(numbers) == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]}..{numbers[-1]}" if run else ", ".join(map(str, numbers))
 
 
 def _real(positions: Sequence[int], sizes: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def position_groups(positions: int, spec: TokenSpec) -> list[tuple[int, int]]:
     Ordered 1D tokens: 0, 1, 2-3, 4-7, ... so that a kept power of two is a whole number of groups; multi-rate tokens: their
     segments; a grid or an unordered sequence: one group.
     """
-    if spec.segments:
+    if spec.segments and not spec.deep_segments:
         ends = spec.segment_ends
         return [(first, end - 1) for first, end in zip([0, *ends[:-1]], ends, strict=True)]
     if not spec.ordered:

@@ -228,7 +228,7 @@ def test_a_prefix_of_a_residual_tokenizer(case):
     x = case.signal()
     whole = case.tok.encode(x)
     pictures = []
-    for d in range(1, case.info.depth + 1):
+    for d in case.tok.spec.depths:
         cut = case.tok.encode(x, depth=d)
         same_tokens(cut, whole.depth(d))
         pictures.append(case.decode(cut))
@@ -245,13 +245,12 @@ def test_a_rate_in_bits_takes_the_nearest_lower_setting(case):
         return
     x = case.signal(1)
     whole = case.tok.encode(x)
-    count = case.info.tokens if case.info.ordered else case.info.depth
-    for k in range(1, count + 1):
-        cut = whole.keep(k) if case.info.ordered else whole.depth(k)
+    settings = range(1, case.info.tokens + 1) if case.info.ordered else case.tok.spec.depths
+    cuts = [whole.keep(k) if case.info.ordered else whole.depth(k) for k in settings]
+    for cut, lower in zip(cuts, [None, *cuts], strict=False):
         rate = float(getattr(cut, key)())
         same_tokens(case.tok.encode(x, **{key: rate}), cut)
-        if k > 1:
-            lower = whole.keep(k - 1) if case.info.ordered else whole.depth(k - 1)
+        if lower is not None:
             same_tokens(case.tok.encode(x, **{key: rate * 0.999}), lower)
     with pytest.raises(ValueError, match=rf"{case.info.name}\.encode: {key}=.*too little"):
         case.tok.encode(x, **{key: 1e-6})
@@ -480,11 +479,45 @@ def test_what_decode_refuses(case):
 
 
 def test_streaming_is_what_the_entry_says(case):
-    if case.info.streaming:
-        assert case.tok.stream() is not None
-    else:
+    """Chunks of any size give the codes and the signal of the whole."""
+    if not case.info.streaming:
         with pytest.raises(ValueError, match=rf"{case.info.name}\.stream: "):
             case.tok.stream()
+        return
+    length = 2 * case.size[0] + 3
+    x = case.signal(2, (length, *case.size[1:]))
+    whole = case.tok.encode(x)
+    draws = random.Random(case.name)
+    for largest in (1, length // 3, length):
+        sizes = []
+        while sum(sizes) < length:
+            sizes.append(min(draws.randint(1, largest), length - sum(sizes)))
+        parts = list(case.tok.stream().encode_all(x.split(sizes, 2)))
+        joined = Tokens.join(parts)
+        same_tokens(joined, whole, CLOSE)
+        seed = {"seed": 0} if case.info.stochastic_decode else {}
+        y = torch.cat(list(case.tok.stream(**seed).decode_all(parts)), 2)
+        assert y.shape == x.shape
+        same(y, case.decode(whole, **seed), CLOSE)
+
+
+def test_nothing_before_depends_on_what_comes_later(case):
+    """`causal` and `lookahead_frames` say how far the past feels the future."""
+    if case.info.modality == "image" or not (case.info.causal or case.info.lookahead_frames is not None):
+        return
+    ahead = case.info.lookahead_frames or 0
+    length = 3 * case.size[0]
+    x, other = case.signal(1, (length, *case.size[1:])), case.signal(1, (length, *case.size[1:]), seed=9)
+    whole = case.tok.encode(x)
+    y = case.decode(whole)
+    for positions in range(1, whole.positions[0]):
+        cut = case.tok._span(positions)
+        mixed = torch.cat([x[:, :, :cut], other[:, :, cut:]], 2)
+        changed = case.tok.encode(mixed)
+        if not ahead:
+            same(changed.data[:, :positions], whole.data[:, :positions], CLOSE)
+        turned = replace(whole, data=torch.cat([whole.data[:, :positions], whole.data[:, positions:].flip(1)], 1))
+        same(case.decode(turned)[:, :, : max(0, cut - ahead)], y[:, :, : max(0, cut - ahead)], CLOSE)
 
 
 # -- export ------------------------------------------------------------------------------------------------------------------------
