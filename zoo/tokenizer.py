@@ -400,10 +400,13 @@ class Tokenizer(nn.Module):
         if tile is None:
             return None
         if not self.tileable or self.info.downsample is None:
-            raise ValueError(f"{self.info.name}.{verb}: tile={tile}, but this tokenizer takes no picture in parts. Leave it out.")
-        tiling = tile if isinstance(tile, Tiling) else Tiling(tile)
-        for f in self.info.downsample[1:]:
-            tiling.positions(f)  # refuses tiles of less than 4 positions
+            raise ValueError(f"{self.info.name}.{verb}: tile={tile}, but this tokenizer takes whole signals only. Leave it out.")
+        try:
+            tiling = tile if isinstance(tile, Tiling) else Tiling(tile)
+            for f in self.info.downsample[1:]:
+                tiling.positions(f)
+        except ValueError as error:
+            raise ValueError(f"{self.info.name}.{verb}: tile={tile!r}. {error}") from error
         return tiling
 
     def _check_depth(self, depth: int) -> None:
