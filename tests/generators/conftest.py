@@ -1,0 +1,87 @@
+"""Small generators of every family, each with tokens of the kind it is for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+import zoo.generators as generators
+from zoo.generators.base import Generator
+from zoo.tokens import Tokens, TokenSpec
+
+CLASSES = 5
+
+
+def codes(positions, vocabulary, *, b=2, modality="image", extent=(8, 8), seed=0, **spec) -> Tokens:
+    """Random codes `(b, *positions, d)` of a tokenizer that does not exist."""
+    draws = torch.Generator().manual_seed(seed)
+    columns = [torch.randint(size, (b, *positions), generator=draws) for size in vocabulary]
+    made = TokenSpec(tokenizer="made_up", modality=modality, vocabulary=vocabulary, **spec)
+    return Tokens(torch.stack(columns, -1), made, extent)
+
+
+def latents(positions, channels, *, b=2, extent=(8, 8), seed=0) -> Tokens:
+    """Random latents `(b, *positions, c)` of a tokenizer that does not exist."""
+    draws = torch.Generator().manual_seed(seed)
+    data = torch.randn(b, *positions, channels, generator=draws)
+    return Tokens(data, TokenSpec(tokenizer="made_up", modality="image", channels=channels), extent)
+
+
+@dataclass(frozen=True)
+class Small:
+    """A family's small form: tokens, configuration, and options that make its sampling short."""
+
+    family: str
+    tokens: Callable[..., Tokens]
+    config: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, seed: int = 0) -> Generator:
+        """A generator whose every parameter is random, so that nothing hides behind a zero."""
+        gen = generators.create(self.family, tokens=self.tokens(), classes=CLASSES, **self.config)
+        draws = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in gen.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=draws) * (0.3 if parameter.ndim > 1 else 0.1))
+                if parameter.ndim == 1:
+                    parameter.add_(1.0)
+        return gen.eval()
+
+
+def grid(**more):
+    return codes((3, 2), (7, 5), **more)
+
+
+def line(**more):
+    return codes((6,), (11,), ordered=True, **more)
+
+
+_TRANSFORMER = dict(width=16, depth_blocks=2, heads=2, hidden_multiple=8)
+
+SMALL: dict[str, Small] = {
+    "elm_grid": Small("elm", grid, _TRANSFORMER),
+    "elm_line": Small("elm", line, _TRANSFORMER),
+    "elm_masked": Small("elm", grid, {**_TRANSFORMER, "order": "masked"}, {"steps": 3}),
+}
+
+
+@pytest.fixture(params=SMALL)
+def small(request) -> Small:
+    return SMALL[request.param]
+
+
+@pytest.fixture
+def all_small() -> dict[str, Small]:
+    return SMALL
+
+
+@pytest.fixture
+def made_codes():
+    return codes
+
+
+@pytest.fixture
+def made_latents():
+    return latents

@@ -1,0 +1,7 @@
+"""Generators over the zoo's tokens."""
+
+from zoo.generators.registry import GeneratorEntry
+
+__all__ = ["ENTRIES"]
+
+ENTRIES: tuple[GeneratorEntry, ...] = ()

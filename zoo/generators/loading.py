@@ -1,0 +1,200 @@
+"""From a name, a folder or a Hub repository to a generator that works: `load`, `create`, `save`.
+
+The same rules as for tokenizers (`zoo.loading`): everything fits or nothing is loaded, a class is chosen from our own table, and a
+pickle is read only where a catalog entry says that the public file is one.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+
+from zoo.checkpoint import Folder, load_strict, read_folder, read_tensors, write_folder
+from zoo.config import fits
+from zoo.generators.base import Generator, binding
+from zoo.generators.registry import FAMILIES, GeneratorEntry, find, info
+from zoo.loading import _shapes, _SkipInit, embedded_folder
+from zoo.tokens import Tokens
+
+__all__ = ["create", "family_class", "load", "save"]
+
+logger = logging.getLogger(__name__)
+_NOTICED: set[str] = set()
+_FORMAT = "zoo-generator-1"
+_PROVENANCE = (
+    *("summary", "unit", "objective", "context", "trained_on", "license_code", "license_weights", "notice", "paper", "source"),
+    "parameters",
+)
+
+
+def family_class(family: str) -> type[Generator]:
+    """Import a family by its name, `zoo/generators/<family>.py`.
+
+    Raises:
+        ValueError: no such family; the known ones are listed.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"zoo.generators.load: family={family!r} is unknown. Known: {', '.join(FAMILIES)}.")
+    import_module(f"zoo.generators.{family}")
+    return Generator.families[family]
+
+
+def create(name: str, *, tokens: Tokens | None = None, **overrides: Any) -> Generator:
+    """Build a generator with fresh random weights, to train it or to look at its shape.
+
+    Args:
+        name: catalog name, or a family for its default configuration.
+        tokens: tokens of the tokenizer it is for, one item or more: vocabulary, positions and extent are read off them.
+        overrides: fields of the family's configuration.
+
+    Raises:
+        ValueError: unknown name or field, or a configuration that is not allowed.
+    """
+    entry = None if name in FAMILIES else info(name)
+    cls = family_class(name if entry is None else entry.family)
+    values = {**({} if entry is None else entry.config), **({} if tokens is None else binding(tokens)), **overrides}
+    try:
+        config = cls.Config.from_dict(values)
+    except TypeError as error:  # a dataclass field without a value
+        raise ValueError(f"zoo.generators.create: {name}: {error}. Give tokens=, or the fields that are missing.") from error
+    return cls(config, entry if tokens is None and not overrides else None)
+
+
+def load(
+    source: str | Path,
+    *,
+    family: str | None = None,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Generator:
+    """Load a generator with its weights, ready for use (evaluation mode, no gradients).
+
+    Args:
+        source: a catalog name, a local folder, or a Hub repository `org/name`; a catalog name wins over a folder of that name.
+        family: for a folder or repository in the public release's own format, the family that reads it.
+        revision: commit, branch or tag of a Hub repository. A folder has none.
+        device: where the weights go.
+        dtype: floating-point type of the weights.
+
+    Raises:
+        UnknownNameError: no such name (a ValueError and a KeyError).
+        TypeError: a source that is neither text nor a path.
+        ValueError: a checkpoint that is corrupt, foreign or does not fit, an unknown family, or contradicting arguments.
+        HubError: the repository could not be read.
+    """
+    if not isinstance(source, str | Path):
+        raise TypeError(f"zoo.generators.load: source is a {type(source).__name__}. Needed: a name, a folder or a repository.")
+    text = str(source)
+    named = isinstance(source, str) and text in {entry.name for entry in find()}
+    if not named and (isinstance(source, Path) or Path(text).is_dir() or text.startswith((".", "/", "~"))):
+        if revision is not None:
+            raise ValueError(f"zoo.generators.load: revision={revision!r}, but {text} is a folder. Leave it out.")
+        generator = _load_folder(Path(source).expanduser(), family, Path(source).expanduser().resolve().name)
+    elif "/" in text:
+        from zoo.hub import check_repo_id, fetch_folder
+
+        check_repo_id(text)
+        generator = _load_folder(fetch_folder(text, revision=revision or "main"), family, text.rpartition("/")[2])
+    else:
+        entry = info(text)
+        if family not in (None, entry.family):
+            raise ValueError(f"zoo.generators.load: {text} is of the family {entry.family!r}, but family={family!r} was asked for.")
+        generator = _load_entry(entry, revision)
+    if generator.info.notice and generator.info.name not in _NOTICED:
+        _NOTICED.add(generator.info.name)
+        logger.warning("%s: %s", generator.info.name, generator.info.notice)
+    return generator.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def save(generator: Generator, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a folder that `load` reads: config.json and model.safetensors.
+
+    Raises:
+        FileExistsError: the folder exists and `overwrite` is False.
+    """
+    entry = {key: getattr(generator.info, key) for key in _PROVENANCE if getattr(generator.info, key) is not None}
+    config = {
+        "format": _FORMAT,
+        "name": generator.info.name,
+        "family": generator.family,
+        "config": generator.config.to_dict(),
+        "entry": entry,
+    }
+    return write_folder(folder, config=config, tensors=generator.state_dict(), overwrite=overwrite)
+
+
+def _load_entry(entry: GeneratorEntry, revision: str | None) -> Generator:
+    weights = entry.weights
+    if weights is None:
+        raise ValueError(
+            f"zoo.generators.load: {entry.name} has no published weights. `zoo.generators.create({entry.name!r})` builds it with "
+            "random ones."
+        )
+    cls = family_class(entry.family)
+    if weights.repo is None:
+        path = embedded_folder() / weights.file
+    else:
+        from zoo.hub import fetch
+
+        at = revision or weights.revision
+        path = fetch(weights.repo, weights.file, revision=at, sha256=weights.sha256, size=weights.size)
+    config = cls.Config.from_dict(entry.config)
+    tensors = read_tensors(path, sha256=weights.sha256, allow_pickle=weights.pickle, key=weights.key)
+    return _fill(cls, config, entry, tensors, public=weights.layout == "public")
+
+
+def _load_folder(path: Path, family: str | None, name: str) -> Generator:
+    if not path.is_dir():
+        raise ValueError(f"zoo.generators.load: no folder {path}. Give a folder with config.json and weights, or a catalog name.")
+    folder: Folder = read_folder(path)
+    values = folder.config
+    ours = values.get("format") == _FORMAT
+    if not ours and family is None:
+        raise ValueError(
+            f"zoo.generators.load: config.json in {path} is not in our own format. Say which family reads it: family= one of "
+            f"{', '.join(FAMILIES)}."
+        )
+    if ours and family not in (None, values.get("family")):
+        raise ValueError(f"zoo.generators.load: {path} holds a {values.get('family')!r}, but family={family!r} was asked for.")
+    cls = family_class(values.get("family", "") if ours else family)  # type: ignore[arg-type]
+    if ours and not isinstance(values.get("config"), dict):
+        raise ValueError(f"zoo.generators.load: config.json of {path} has no object 'config'.")
+    try:
+        config = cls.Config.from_dict(values["config"]) if ours else cls.from_public(values, _shapes(folder.tensors_path))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"zoo.generators.load: config.json of {path} is not of the family {cls.family} ({error}).") from error
+    origin = _provenance(values.get("entry", {}), path) if ours else cls.facts
+    identifier = re.sub(r"[^a-z0-9]+", "_", str(values.get("name", name) if ours else name).lower()).strip("_")
+    identifier = identifier if identifier[:1].isalpha() else f"{cls.family}_{identifier}".rstrip("_")
+    entry = GeneratorEntry(**{"summary": "", **origin}, name=identifier, family=cls.family, config=config.to_dict())
+    return _fill(cls, config, entry, read_tensors(folder.tensors_path, sha256=folder.sha256), public=not ours)
+
+
+def _provenance(values: Any, path: Path) -> dict[str, Any]:
+    """Fields of our own config.json that tell where weights come from."""
+    known, hints = {f.name for f in fields(GeneratorEntry)}, get_type_hints(GeneratorEntry)
+    if not isinstance(values, Mapping) or [key for key in values if key not in known]:
+        raise ValueError(f"zoo.generators.load: 'entry' in config.json of {path} is not an object of known keys: {values!r}.")
+    for key in _PROVENANCE:
+        if key in values and not fits(values[key], hints[key]):
+            found = f"{key}={values[key]!r}"
+            raise ValueError(f"zoo.generators.load: 'entry' in config.json of {path} holds {found}. Needed: {hints[key]}.")
+    return {key: values[key] for key in _PROVENANCE if key in values}
+
+
+def _fill(
+    cls: type[Generator], config: Any, entry: GeneratorEntry, tensors: dict[str, torch.Tensor], *, public: bool
+) -> Generator:
+    """Build without drawing random weights, then put the checked tensors in: nothing is half loaded."""
+    if public:
+        tensors = cls.rename_public(tensors, config)
+    with _SkipInit():
+        generator = cls(config, entry)
+    load_strict(generator, tensors, name=entry.name)
+    return generator
