@@ -1,0 +1,175 @@
+"""Pieces of a signal through every step, against the plain modules on the whole signal."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from zoo.layers.audio_chunks import (
+    Chain,
+    ConvStep,
+    ElementStep,
+    LSTMStep,
+    ResidualStep,
+    TransposeStep,
+    elu,
+    fold_weight_norm,
+    remove_weight_norm,
+    run,
+    snake,
+)
+
+CUTS = st.lists(st.integers(1, 13), min_size=1, max_size=12)
+
+
+def signal(length, channels=3, seed=0):
+    return torch.randn(2, channels, length, generator=torch.Generator().manual_seed(seed))
+
+
+def pieces(step, x, cuts):
+    """Push pieces of these lengths, over and over, and join what comes out."""
+    out, start, i = [], 0, 0
+    while start < x.shape[2]:
+        end = start + cuts[i % len(cuts)]
+        out.append(step.push(x[..., start:end], last=end >= x.shape[2]))
+        start, i = end, i + 1
+    parts = [part for part in out if part is not None]
+    return torch.cat(parts, 2) if parts else None
+
+
+def close(a, b):
+    assert a.shape == b.shape
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    length=st.integers(1, 60), kernel=st.integers(1, 8), stride=st.integers(1, 4), dilation=st.integers(1, 3),
+    left=st.integers(0, 9), right=st.integers(0, 9), mode=st.sampled_from(["constant", "replicate", "reflect"]), cuts=CUTS,
+)  # fmt: skip
+def test_a_convolution_in_pieces(length, kernel, stride, dilation, left, right, mode, cuts):
+    torch.manual_seed(0)
+    kernel = max(kernel, stride)
+    conv, x = nn.Conv1d(3, 4, kernel, stride, dilation=dilation), signal(length)
+    if mode == "reflect" and length <= max(left, right):
+        return  # the library refuses; see the test of short signals
+    padded = F.pad(x, (left, right), mode=mode)
+    span = (kernel - 1) * dilation + 1
+    y = pieces(ConvStep(conv, left=left, right=right, mode=mode), x, cuts)
+    if padded.shape[2] < span:
+        assert y is None
+    else:
+        close(y, conv(padded))
+
+
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(1, 40), stride=st.integers(1, 8), cuts=CUTS, causal=st.booleans())
+def test_mirrored_ends_of_signals_of_any_length(length, stride, cuts, causal):
+    """A signal that is too short is lengthened by zeros, mirrored and cut, as the library of EnCodec does."""
+    from transformers import EncodecConfig
+    from transformers.models.encodec.modeling_encodec import EncodecConv1d
+
+    torch.manual_seed(0)
+    layer = EncodecConv1d(EncodecConfig(use_causal_conv=causal), 3, 4, 2 * stride, stride)
+    remove_weight_norm(layer)
+    right = 0 if causal else stride // 2
+    step = ConvStep(layer.conv, left=stride - right, right=right, mode="reflect", whole_strides=True)
+    x = signal(length)
+    close(pieces(step, x, cuts), layer(x))
+
+
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(1, 30), kernel=st.integers(1, 9), stride=st.integers(1, 4), cuts=CUTS, cut=st.integers(0, 5))
+def test_a_transposed_convolution_in_pieces(length, kernel, stride, cuts, cut):
+    torch.manual_seed(0)
+    conv, x = nn.ConvTranspose1d(3, 4, max(kernel, stride), stride), signal(length)
+    whole = conv(x)
+    if whole.shape[2] <= 2 * cut:
+        return
+    close(pieces(TransposeStep(conv, trim_left=cut, trim_right=cut), x, cuts), whole[..., cut : whole.shape[2] - cut])
+
+
+@settings(max_examples=30, deadline=None)
+@given(length=st.integers(1, 30), cuts=CUTS)
+def test_an_lstm_and_branches_in_pieces(length, cuts):
+    torch.manual_seed(0)
+    lstm, x = nn.LSTM(3, 3, 2), signal(length)
+    steps = x.permute(2, 0, 1)
+    close(pieces(LSTMStep(lstm), x, cuts), (lstm(steps)[0] + steps).permute(1, 2, 0))
+    conv = nn.Conv1d(3, 3, 7, padding=3)
+    branch = ResidualStep(Chain([ElementStep(elu), ConvStep(conv, left=3, right=3)]))
+    close(pieces(branch, x, cuts), x + conv(F.elu(x)))
+
+
+def test_what_is_settled_comes_at_once_and_nothing_before():
+    torch.manual_seed(0)
+    conv, up = nn.Conv1d(1, 1, 5), nn.ConvTranspose1d(1, 1, 6, 3)
+    steps = lambda: [ConvStep(conv, left=2, right=2), TransposeStep(up, trim_left=2, trim_right=1), ConvStep(conv, left=2, right=2)]  # noqa: E731
+    chain = Chain(steps())
+    assert chain.rate == 3
+    assert chain.later() == 2 + Fraction(2, 3) + Fraction(2, 3)
+    x = signal(20, 1)
+    given = 0
+    for i in range(19):
+        y = chain.push(x[..., i : i + 1])
+        given += 0 if y is None else y.shape[2]
+        assert given >= 3 * (i + 1 - math.ceil(chain.later()))
+    assert given + chain.push(x[..., 19:], last=True).shape[2] == 60
+    close(run(Chain(steps()), x, piece=7), run(Chain(steps()), x, piece=100))
+
+
+def test_a_kernel_shorter_than_its_stride_is_refused():
+    with pytest.raises(ValueError, match="a kernel of 1 with stride 2"):
+        ConvStep(nn.Conv1d(1, 1, 1, 2))
+
+
+def test_pieces_are_let_go():
+    """What a chain keeps does not grow with the pieces."""
+    conv = nn.Conv1d(3, 3, 7)
+    step = ConvStep(conv, left=3, right=3, mode="reflect")
+    step.push(signal(10000), last=False)
+    assert sum(t.untyped_storage().size() for t in (step.held, step.recent)) < 1000
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_activations(grad):
+    x = (signal(50) * 5).requires_grad_(grad)
+    alpha = torch.rand(1, 3, 1) + 0.1
+    before = x.detach().clone()
+    torch.testing.assert_close(elu(x), F.elu(x), rtol=0, atol=2e-7)
+    torch.testing.assert_close(snake(x, alpha), x + torch.sin(alpha * x) ** 2 / (alpha + 1e-9), rtol=0, atol=2e-6)
+    assert torch.equal(x, before)
+    if grad:
+        (a,) = torch.autograd.grad(elu(x).sum(), x)
+        (b,) = torch.autograd.grad(F.elu(x).sum(), x)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.ConvTranspose1d])
+def test_three_layouts_of_weight_norm_are_one_weight(kind):
+    torch.manual_seed(0)
+    module = nn.Sequential(weight_norm(kind(3, 4, 5)))
+    with torch.no_grad():
+        module[0].parametrizations.weight.original0.mul_(torch.rand_like(module[0].parametrizations.weight.original0) + 0.5)
+    x = signal(9)
+    y = module(x)
+    current = dict(module.state_dict())
+    old = {
+        "0.bias": current["0.bias"],
+        "0.weight_g": current["0.parametrizations.weight.original0"],
+        "0.weight_v": current["0.parametrizations.weight.original1"],
+    }
+    plain = nn.Sequential(kind(3, 4, 5))
+    for tensors in (current, old, fold_weight_norm(current)):
+        plain.load_state_dict(fold_weight_norm(tensors))
+        torch.testing.assert_close(plain(x), y, rtol=0, atol=1e-6)
+    assert fold_weight_norm({"0.weight_g": old["0.weight_g"]}).keys() == {"0.weight_g"}, "half a pair is left for the loader"
+    remove_weight_norm(module)
+    assert module.state_dict().keys() == {"0.weight", "0.bias"}
+    torch.testing.assert_close(module(x), y, rtol=0, atol=1e-6)
