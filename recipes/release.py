@@ -19,14 +19,24 @@ __all__ = ["main", "release"]
 def release(folder: Path) -> dict[str, object]:
     """Write `zoo/weights/NAME.safetensors` of a folder made by training.
 
+    Codebook counters and flags keep their types.
+
     Returns:
         What the catalog entry must say: `config`, and `file`, `sha256`, `size` of its weights.
+
+    Raises:
+        ValueError: a weight beyond the range of half precision.
     """
     tokenizer = zoo.load(folder)
     name = tokenizer.info.name
     path = embedded_folder() / f"{name}.safetensors"
     path.parent.mkdir(exist_ok=True)
-    tensors = {key: value.to(torch.float16).contiguous() for key, value in tokenizer.state_dict().items()}
+    tensors = {
+        key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in tokenizer.state_dict().items()
+    }
+    beyond = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    if beyond:
+        raise ValueError(f"release: {', '.join(beyond[:10])} of {folder} hold numbers that float16 cannot. Needed: below 65504.")
     save_file(tensors, path, metadata={"format": "pt"})
     path.chmod(0o644)
     return {

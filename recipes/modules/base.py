@@ -64,16 +64,21 @@ class TokenizerRecipe(LightningModule):
         """Named parameters the optimizer moves."""
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
-    def configure_optimizers(self) -> Any:
-        named = self.trained_parameters()
+    def adamw(self, named: list[tuple[str, nn.Parameter]], *, learning_rate: float) -> torch.optim.AdamW:
+        """Build the optimizer of some parameters: decay on matrices, none on vectors."""
         matrices = [p for _, p in named if p.ndim >= 2]
         vectors = [p for _, p in named if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=self.betas)
+
+    def rate_factor(self, step: int) -> float:
+        """Give the factor of the learning rate at a step: warm-up, then a cosine to the end of the run."""
         total = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, warmup=self.warmup_steps, total=total, floor=self.final_rate)
-        )
+        return warmup_cosine(step, warmup=self.warmup_steps, total=total, floor=self.final_rate)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.adamw(self.trained_parameters(), learning_rate=self.learning_rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def draws(self, *, stage: str = "train", step: int | None = None) -> torch.Generator:

@@ -22,12 +22,15 @@ from zoo.transforms.nested_dropout import draw_keep
 
 CONFIGS = Path(recipes.train.__file__).parent / "configs"
 NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+CNN = dict(width=8, multipliers=[1, 2, 2], blocks=1, norm_groups=4, image_size=32)
 TOY = {
     "flextok": dict(
         vae_channels=[8, 8, 8, 8], vae_layers=1, vae_groups=4, grid=2, registers=8, encoder_width=32, encoder_depth=1,
         encoder_head=16, decoder_width=32, decoder_depth=2, decoder_head=16,
     ),
     "autoencoder_kl": dict(block_channels=[8, 8, 8, 8], layers_per_block=1, norm_groups=4),
+    "rqvae": dict(CNN, codebook_sizes=[16, 16, 16, 16], latent_channels=8, z_channels=8, attention_sides=[8]),
+    "elm": dict(CNN, bits=6, splits=[3, 3], latent_channels=8, decoder_blocks=1, attention_sides=[8]),
 }  # fmt: skip
 
 
@@ -43,7 +46,7 @@ def pictures(tmp_path_factory):
 
 
 def test_every_recipe_is_found():
-    assert len(NAMES) == 7, "a recipe came or went: set the count, and see that it is stepped below"
+    assert len(NAMES) == 9, "a recipe came or went: set the count, and see that it is stepped below"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,6 +70,8 @@ def toy_recipe(name, pictures, folder):
     config["trainer"]["logger"]["init_args"]["save_dir"] = str(folder)
     config["trainer"]["callbacks"][0]["init_args"]["dirpath"] = str(folder / "checkpoints")
     config["model"]["init_args"] |= {"overrides": toy}
+    if config["model"]["init_args"].get("adversary"):
+        config["model"]["init_args"]["adversary"] |= {"start": 1, "width": 8, "layers": 1}
     if "vae" in config["model"]["init_args"]:
         config["model"]["init_args"]["vae"] = None
     if "alignment_network" in config["model"]["init_args"]:
@@ -134,15 +139,16 @@ recipes.train.main(sys.argv[1:])
 """
 
 
-def test_resume_after_kill_is_exact(pictures, tmp_path):
+@pytest.mark.parametrize("name", ["flextok_nano", "rvq_nano"])
+def test_resume_after_kill_is_exact(name, pictures, tmp_path):
     """Killed with SIGKILL in mid-epoch, started again: the losses after the checkpoint equal an uninterrupted run's."""
     steps = ["--trainer.max_steps", "8"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
-    config = CONFIGS / "flextok_nano.yaml"
+    config = CONFIGS / f"{name}.yaml"
     text = config.read_text().replace("every_n_train_steps: 250", "every_n_train_steps: 2")
-    every_two = tmp_path / "flextok_nano.yaml"
+    every_two = tmp_path / f"{name}.yaml"
     every_two.write_text(text)
     expected = {int(r["step"]): r["train/loss"] for r in run(every_two, pictures, whole, *steps)}
     path = toy_recipe(every_two, pictures, broken)
@@ -157,10 +163,12 @@ def test_resume_after_kill_is_exact(pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_together(pictures, tmp_path):
-    """DDP on two gloo processes by Lightning's own flags: no unused parameters, and a tokenizer comes out."""
-    path = toy_recipe("flextok_nano.yaml", pictures, tmp_path)
-    flags = ["--trainer.max_steps", "2", "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.val_check_interval", "1"]
+@pytest.mark.parametrize(("name", "strategy"), [("flextok_nano", "ddp"), ("rvq_nano", "ddp_find_unused_parameters_true")])
+def test_two_processes_train_together(name, strategy, pictures, tmp_path):
+    """DDP on two gloo processes by Lightning's own flags: a tokenizer comes out."""
+    path = toy_recipe(f"{name}.yaml", pictures, tmp_path)
+    flags = ["--trainer.max_steps", "2", "--trainer.devices", "2", "--trainer.strategy", strategy]
+    flags += ["--trainer.val_check_interval", "1"]
     command = [str(Path(sys.executable).with_name("zoo")), "train", str(path), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
