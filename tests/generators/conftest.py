@@ -60,10 +60,21 @@ def line(**more):
 
 _TRANSFORMER = dict(width=16, depth_blocks=2, heads=2, hidden_multiple=8)
 
+def image_latents(**more):
+    return latents((4, 4), 3, **more)
+
+
+_STACKS = dict(width=16, heads=2, encoder_depth=1, decoder_depth=1)
+_FLOW = dict(flow_width=16, flow_depth=1, flow_head=8)
+
 SMALL: dict[str, Small] = {
     "elm_grid": Small("elm", grid, _TRANSFORMER),
     "elm_line": Small("elm", line, _TRANSFORMER),
-    "elm_masked": Small("elm", grid, {**_TRANSFORMER, "order": "masked"}, {"steps": 3}),
+    "elm_masked": Small("elm", grid, {**_TRANSFORMER, "order": "masked", "label_smoothing": 0.0}, {"steps": 3}),
+    "flowar": Small("flowar", image_latents, {**_STACKS, **_FLOW}, {"steps": 3}),
+    "flowar_cross": Small("flowar", image_latents, {**_STACKS, **_FLOW, "cross": True}, {"steps": 3}),
+    "xar_cell": Small("xar", image_latents, {**_STACKS, "side": 2}, {"steps": 3}),
+    "xar_subsample": Small("xar", image_latents, {**_STACKS, "side": 2, "entity": "subsample"}, {"steps": 3}),
 }
 
 
