@@ -37,6 +37,7 @@ class Small:
     tokens: Callable[..., Tokens]
     config: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
+    learning_steps: int = 120
 
     def build(self, seed: int = 0) -> Generator:
         """A generator whose every parameter is random, so that nothing hides behind a zero."""
@@ -65,14 +66,17 @@ def image_latents(**more):
 
 
 _STACKS = dict(width=16, heads=2, encoder_depth=1, decoder_depth=1)
+_HEAD = dict(head_width=16, head_depth=1, head_heads=2, class_tokens=2, mask_from=0.4)
 _FLOW = dict(flow_width=16, flow_depth=1, flow_head=8)
 
 SMALL: dict[str, Small] = {
     "elm_grid": Small("elm", grid, _TRANSFORMER),
     "elm_line": Small("elm", line, _TRANSFORMER),
-    "elm_masked": Small("elm", grid, {**_TRANSFORMER, "order": "masked", "label_smoothing": 0.0}, {"steps": 3}),
+    "elm_masked": Small("elm", grid, {**_TRANSFORMER, "order": "masked", "label_smoothing": 0.0}, {"steps": 3}, 240),
     "flowar": Small("flowar", image_latents, {**_STACKS, **_FLOW}, {"steps": 3}),
     "flowar_cross": Small("flowar", image_latents, {**_STACKS, **_FLOW, "cross": True}, {"steps": 3}),
+    "tokenbridge": Small("tokenbridge", grid, {**_STACKS, **_HEAD}, {"steps": 3}),
+    "tokenbridge_embedded": Small("tokenbridge", grid, {**_STACKS, **_HEAD, "embed_codes": True, "order": (1, 0)}, {"steps": 6}),
     "xar_cell": Small("xar", image_latents, {**_STACKS, "side": 2}, {"steps": 3}),
     "xar_subsample": Small("xar", image_latents, {**_STACKS, "side": 2, "entity": "subsample"}, {"steps": 3}),
 }

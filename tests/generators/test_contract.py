@@ -62,7 +62,7 @@ def test_training_lowers_the_loss(small):
     tokens = small.tokens(b=4)
     optimizer = torch.optim.AdamW(gen.parameters(), lr=1e-2)
     losses = []
-    for step in range(120):
+    for step in range(small.learning_steps):
         loss = gen.loss(tokens, [0, 1, 2, 3], generator=draws(step))
         optimizer.zero_grad()
         loss.backward()

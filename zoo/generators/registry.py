@@ -16,7 +16,7 @@ from zoo.registry import UnknownNameError, Weights
 
 __all__ = ["FAMILIES", "GeneratorEntry", "find", "info", "list_models"]
 
-FAMILIES: tuple[str, ...] = ("elm", "flowar", "xar")
+FAMILIES: tuple[str, ...] = ("elm", "flowar", "tokenbridge", "xar")
 
 
 @dataclass(frozen=True, kw_only=True)
