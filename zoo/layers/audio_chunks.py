@@ -11,9 +11,9 @@ causal and for other convolutions; those only answer later (`Step.later`).
     part = chain.push(x[..., :100])            # or a stream; None while nothing is settled
     rest = chain.push(x[..., 100:], last=True)
 
-A family gives `make_encoder()` and `make_decoder()` that build fresh chains (a few microseconds a module), runs them with `run` in
-`_encode` and `_decode`, and returns a `CodecStream` from `_stream`. Gradients flow where they are wanted; in-place forms of the
-activations are used only where they are not.
+A family builds fresh chains for each call (a few microseconds a module), with its quantizer as the last step of the encoder and its
+codebooks as the first of the decoder, runs them with `run` in `_encode` and `_decode`, and returns a `CodecStream` from `_stream`.
+Gradients flow where they are wanted; in-place forms of the activations are used only where they are not.
 """
 
 from abc import ABC, abstractmethod
@@ -358,37 +358,32 @@ def remove_weight_norm(module: nn.Module) -> None:
 
 
 class CodecStream(Stream):
-    """A stream of a codec made of two chains and a quantizer between them.
+    """A stream of a codec made of two chains, the quantizer in the first and the codebook in the second.
 
     Args:
         tok: the tokenizer.
-        encoder: samples `(b, channels, s)` to latents `(b, c, n)`.
-        decoder: latents to samples.
-        quantize: latents to codes `(b, n, d)`.
-        lookup: codes to latents.
+        encoder: samples `(b, channels, s)` to codes `(b, d, n)`.
+        decoder: codes to samples.
         pad: `pad(x, length)` brings the last stretch of samples to a whole number of hops; None leaves it to the layers.
-        ending: told the number of latents and the length that they stand for, says whether the last latent must be pushed once more
-            to give all samples; None for decoders that always do.
+        ending: told the number of positions and the length that they stand for, says whether the last position must be pushed once
+            more to give all samples; None for decoders that always do.
     """
 
     def __init__(
         self,
         tok: "Tokenizer",
         *,
-        encoder: Chain,
-        decoder: Chain,
-        quantize: Callable[[Tensor], Tensor],
-        lookup: Callable[[Tensor], Tensor],
+        encoder: Step,
+        decoder: Step,
         pad: Callable[[Tensor, int], Tensor] | None = None,
         ending: Callable[[int, int], bool] | None = None,
     ) -> None:
         super().__init__(tok)
-        self.encoder, self.decoder, self.quantize, self.lookup = encoder, decoder, quantize, lookup
-        self.pad, self.ending = pad, ending
+        self.encoder, self.decoder, self.pad, self.ending = encoder, decoder, pad, ending
         self.hop = encoder.rate.denominator
         self.gathered: list[Tensor] = []
         self.decoded = 0
-        self.final: Tensor | None = None  # the last latent so far
+        self.final: Tensor | None = None  # the last position so far
 
     def _encode(self, x: Tensor, *, last: bool) -> Tensor | None:
         if x.shape[2]:
@@ -398,19 +393,20 @@ class CodecStream(Stream):
             return None  # tiny chunks are gathered, so that the layers are called once for each position
         piece = torch.cat(self.gathered, 2) if self.gathered else None
         rest = 0 if last else held % self.hop
-        self.gathered = [piece[..., held - rest :]] if piece is not None and rest else []
-        piece = piece[..., : held - rest] if piece is not None and held - rest else None
-        if last and self.pad is not None and self._taken % self.hop:
-            assert piece is not None
-            piece = self.pad(piece, piece.shape[2] + -self._taken % self.hop)
-        latents = self.encoder.push(piece, last=last)
-        return None if latents is None else self.quantize(latents)
+        self.gathered = [piece[..., held - rest :].clone()] if piece is not None and rest else []
+        piece = piece[..., : held - rest] if piece is not None else None
+        missing = -self._taken % self.hop if last else 0
+        if missing and self.pad is not None and piece is not None:
+            piece = self.pad(piece, piece.shape[2] + missing)
+        codes = self.encoder.push(piece, last=last)
+        return None if codes is None else codes.transpose(1, 2)
 
     def _decode(self, tokens: Tokens | None, *, last: bool) -> Tensor | None:
-        latents = None if tokens is None else self.lookup(tokens.data)
-        if self.ending is not None and latents is not None:
-            self.decoded += latents.shape[2]
-            self.final = latents[..., -1:]
-        if last and self.ending is not None and self.final is not None and self.ending(self.decoded, self._promised):
-            latents = self.final if latents is None else torch.cat([latents, self.final], 2)
-        return self.decoder.push(latents, last=last)
+        codes = None if tokens is None else tokens.data.transpose(1, 2)
+        if self.ending is not None:
+            if codes is not None:
+                self.decoded += codes.shape[2]
+                self.final = codes[..., -1:].clone()
+            if last and self.final is not None and self.ending(self.decoded, self._promised):
+                codes = self.final if codes is None else torch.cat([codes, self.final], 2)
+        return self.decoder.push(codes, last=last)

@@ -1,7 +1,0 @@
-"""Audio tokenizers of the zoo."""
-
-from zoo.registry import Entry
-
-__all__ = ["ENTRIES"]
-
-ENTRIES: tuple[Entry, ...] = ()
