@@ -30,6 +30,13 @@ TOY = {
     ),
     "autoencoder_kl": dict(block_channels=[8, 8, 8, 8], layers_per_block=1, norm_groups=4),
     "rqvae": dict(CNN, codebook_sizes=[16, 16, 16, 16], latent_channels=8, z_channels=8, attention_sides=[8]),
+    "ibq": dict(CNN, codebook_size=16, latent_channels=8, z_channels=8, attention_sides=[8]),
+    "open_magvit2": dict(CNN, bits=6),
+    "tokenbridge": dict(CNN, latent_channels=4, encoder_attention=[2]),
+    "dc_ae": dict(
+        latent_channels=4, block_channels=[8, 16, 16], conv_resolutions=2, head_width=8, image_size=32, encoder_layers=[1, 1, 1],
+        decoder_layers=[1, 1, 1], attention_kernels=[0, 0, 5], decoder_norms=["rms_norm"] * 3, decoder_activations=["silu"] * 3,
+    ),
     "elm": dict(CNN, bits=6, splits=[3, 3], latent_channels=8, decoder_blocks=1, attention_sides=[8]),
 }  # fmt: skip
 
@@ -46,7 +53,7 @@ def pictures(tmp_path_factory):
 
 
 def test_every_recipe_is_found():
-    assert len(NAMES) == 9, "a recipe came or went: set the count, and see that it is stepped below"
+    assert len(NAMES) == 24, "a recipe came or went: set the count, and see that it is stepped below"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,7 +76,7 @@ def toy_recipe(name, pictures, folder):
     config["trainer"] |= {"default_root_dir": str(folder), "accelerator": "cpu", "devices": 1, "log_every_n_steps": 1}
     config["trainer"]["logger"]["init_args"]["save_dir"] = str(folder)
     config["trainer"]["callbacks"][0]["init_args"]["dirpath"] = str(folder / "checkpoints")
-    config["model"]["init_args"] |= {"overrides": toy}
+    config["model"]["init_args"] |= {"overrides": dict(toy)}
     if config["model"]["init_args"].get("adversary"):
         config["model"]["init_args"]["adversary"] |= {"start": 1, "width": 8, "layers": 1}
     if "vae" in config["model"]["init_args"]:
