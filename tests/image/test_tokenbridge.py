@@ -1,6 +1,7 @@
 """TokenBridge against tensors of the public implementation (see the READMEs in tests/parity/tokenbridge)."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import zoo
+from tests.contract.small import built, cases
 from zoo import registry
-from zoo.image.tokenbridge import TokenBridge, TokenBridgeConfig
+from zoo.checkpoint import write_folder
+from zoo.image.tokenbridge import TokenBridge, TokenBridgeConfig, frequency_order
+from zoo.publishing import folder_config
 from zoo.quantizers.dimension_wise import calibrate
 from zoo.registry import Weights
 from zoo.tokens import Tokens
@@ -266,7 +270,7 @@ def test_more_bits_on_an_autoencoder_of_the_zoo(vae, pictures):
     continuous = vae.decode(vae.encode(pictures))
     last_error = 0.0
     for bits in (6, 4, 3, 2):
-        own = TokenBridge.on(vae, bits=bits)
+        own = TokenBridge.on(vae, bins=2**bits)
         tokens = own.encode(pictures)
         assert tokens.bits_per_pixel().tolist() == pytest.approx([bits * 16 / 64] * len(pictures))
         error = float((own.quantizer.decode(tokens.data) - latents).square().mean())
@@ -289,9 +293,7 @@ def test_measured_channels_have_less_error_on_other_pictures(vae, pictures):
 
 
 def test_what_is_made_on_an_autoencoder_is_saved_and_loaded(vae, pictures, tmp_path):
-    from zoo.checkpoint import write_folder
-
-    own = TokenBridge.on(vae, bits=4, latents=vae.encode(pictures).data, name="mine")
+    own = TokenBridge.on(vae, bins=16, latents=vae.encode(pictures).data, name="mine")
     config = {"family": "tokenbridge", "name": "mine", "config": own.config.to_dict()}
     write_folder(tmp_path / "own", config=config, tensors=own.state_dict())
     again = zoo.load(tmp_path / "own")
@@ -303,14 +305,65 @@ def test_what_is_made_on_an_autoencoder_is_saved_and_loaded(vae, pictures, tmp_p
 
 
 def test_what_is_no_autoencoder_is_refused(tok, vae):
-    with pytest.raises(TypeError, match=r"vae is a TokenBridge\. Needed: a tokenizer of the family autoencoder_kl"):
+    with pytest.raises(TypeError, match=r"vae is a TokenBridge\. Needed: a tokenizer of pictures that gives a grid of latents"):
         TokenBridge.on(tok)
     with pytest.raises(TypeError, match=r"vae is a TokenBridge\."):
         TokenBridge.on(TokenBridge.on(vae))
     for values, message in (
-        ({"bits": 0}, r"bits=0\. Allowed: 1\.\.10"),
+        ({"bins": 1}, r"bins=1\. Allowed: 2\.\.1024"),
         ({"limit": -1.0}, r"limit=-1\.0"),
         ({"latents": torch.zeros(3, 5)}, r"shape \(3, 5\)\. Needed: \(\.\.\., 16\)"),
     ):
         with pytest.raises(ValueError, match=message):
             TokenBridge.on(vae, **values)
+
+
+VAES = [entry.name for entry in zoo.find(modality="image", layout="2d", discrete=False)]
+
+
+@pytest.mark.parametrize("name", [name for name in VAES if name in cases()])
+def test_every_kind_of_autoencoder(name, tmp_path):
+    """The codes are those of its rounded latents, the pictures those it decodes from them; saved and loaded; any size."""
+    vae = built(name)
+    x = torch.rand(2, 3, 21, 14, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = vae.encode(x)
+    own = TokenBridge.on(vae, bins=9, latents=latents.data, name="own")
+    tokens = own.encode(x)
+    assert torch.equal(tokens.data, own.quantizer.encode(latents.data.float()))
+    rounded = replace(latents, data=own.quantizer.decode(tokens.data))
+    torch.testing.assert_close(own.decode(tokens), vae.decode(rounded), rtol=0, atol=1e-6)
+    assert tokens.spec.vocabulary == (9,) * vae.info.channels
+    assert own.info.bits_per_pixel == pytest.approx(16 * vae.info.channels * math.log2(9) / 16**2)
+    assert own.info.stochastic_encode == vae.info.stochastic_encode
+    write_folder(tmp_path / "own", config=folder_config(own), tensors=own.state_dict())
+    again = zoo.load(tmp_path / "own")
+    assert torch.equal(again.encode(x).data, tokens.data)
+    assert torch.equal(again.decode(tokens), own.decode(tokens))
+
+
+def test_every_autoencoder_of_the_catalog_is_of_these_kinds():
+    of_kinds = {name for first, names in cases().items() if first in VAES for name in names}
+    assert set(VAES) == of_kinds & set(VAES)
+    assert {"sd_vae_ft_mse", "sdxl_vae", "sd3_vae", "flux1_vae", "dc_ae_f32c32_in1k", "dc_ae_f64c128_in1k"} <= set(VAES)
+
+
+def test_what_is_wrapped_must_be_told_whole():
+    with pytest.raises(ValueError, match=r"vae_family=''. Allowed: a family for network 'zoo'"):
+        TokenBridgeConfig(network="zoo")
+    with pytest.raises(ValueError, match=r"vae_config='\{\}'. Allowed: JSON text for network 'zoo', empty"):
+        TokenBridgeConfig(vae_config="{}")
+    own = TokenBridge.on(built("dc_ae_f32c32_in1k"))
+    with pytest.raises(ValueError, match=r"dc_ae_f32c32_in1k_64bins\.posterior: .*Use encode_latents"):
+        own.posterior(torch.zeros(1, 3, 16, 16))
+
+
+def test_channels_of_large_structures_come_first():
+    """Waves of known frequency: below a quarter of a cycle a position all energy is low, above it none; white noise has the share
+    of the frequencies inside the circle."""
+    place = torch.arange(32)
+    wave = lambda cycles: torch.cos(2 * math.pi * cycles * place / 32).expand(64, 32, 32)  # noqa: E731
+    noise = torch.randn(64, 32, 32, generator=torch.Generator().manual_seed(0))
+    order, share = frequency_order(torch.stack([noise, wave(12), wave(3) + 7, wave(3) + wave(12)], -1))
+    assert order == (2, 3, 0, 1)
+    inside = sum(a * a + b * b <= 64 for a in range(-16, 16) for b in range(-16, 16)) / 32**2
+    assert share == pytest.approx((inside, 0.0, 1.0, 0.5), abs=0.01)

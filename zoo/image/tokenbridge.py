@@ -9,13 +9,15 @@ tests/parity/tokenbridge: codes equal, tensors to 1e-4.
     codes -> values -> / 0.2325 -> 1x1 -> decoder -> picture
 
 The 16 codes of a position have 64 values each and no order of importance: depth cannot be cut. The published numbers sample the
-posterior (`encode(x, sample=True)`). Nothing is trained, so any KL autoencoder serves: `TokenBridge.on(zoo.load("kl_vae_nano"))`.
+posterior (`encode(x, sample=True)`). Nothing is trained, so any autoencoder of pictures with a grid of latents serves:
+`TokenBridge.on(zoo.load("kl_vae_nano"))`. `python -m eval.tokenbridge_bins` measures what the number of bins costs.
 """
 
+import json
 import logging
 import re
 from dataclasses import dataclass, replace
-from math import log2
+from math import log2, prod
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -29,11 +31,11 @@ from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 
-__all__ = ["TokenBridge", "TokenBridgeConfig"]
+__all__ = ["TokenBridge", "TokenBridgeConfig", "frequency_order"]
 
 logger = logging.getLogger(__name__)
 _LOGVAR = (-30.0, 20.0)
-Network = Literal["kl16", "diffusers"]
+Network = Literal["kl16", "diffusers", "zoo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +46,15 @@ class TokenBridgeConfig(Config):
     on latents (`calibrate`, `allocate_bits`).
 
     Attributes:
-        network: "kl16", that of MAR's release, or "diffusers", an AutoencoderKL (`zoo.layers.kl_vae`).
+        network: "kl16", that of MAR's release; "diffusers", an AutoencoderKL (`zoo.layers.kl_vae`); or "zoo", another family of
+            autoencoders here, whose scale and shift are its own.
         latent_channels: channels of the latents, and codes of one position.
         scaling_factor: on the latents, so that their deviation is about 1.
         shift_factor: subtracted before that.
         block_channels: of "diffusers": width of each level, fine to coarse.
         quant_convs: of "diffusers": 1x1 convolutions around the latents.
+        vae_family: of "zoo": name of the family.
+        vae_config: of "zoo": its configuration as JSON text.
         width: of "kl16": channels of the finest level before its multiplier.
         multipliers: of "kl16": width of each level over `width`, fine to coarse; the encoder divides sides by 2 ** (levels - 1).
         blocks: residual blocks of each encoder level; the decoder has one more.
@@ -69,6 +74,8 @@ class TokenBridgeConfig(Config):
     shift_factor: float = 0.0
     block_channels: tuple[int, ...] = ()
     quant_convs: bool = True
+    vae_family: str = ""
+    vae_config: str = ""
     width: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     blocks: int = 2
@@ -91,13 +98,16 @@ class TokenBridgeConfig(Config):
             all(self.width * m % self.norm_groups == 0 for m in (1, *self.multipliers)), "width", "multiples of norm_groups"
         )
         own = self.network == "diffusers"
-        self.require(bool(self.block_channels) == own, "block_channels", "widths for network 'diffusers', none for 'kl16'")
+        self.require(bool(self.block_channels) == own, "block_channels", "widths for network 'diffusers', none for the others")
         fitting = all(c >= 1 and c % self.norm_groups == 0 for c in self.block_channels)
         self.require(fitting, "block_channels", "multiples of norm_groups")
         for name in ("encoder_attention", "decoder_attention"):
             known = range(len(self.multipliers))
             self.require(all(level in known for level in getattr(self, name)), name, f"levels in 0..{len(known) - 1}")
-        self.require(self.image_size % self.downsample == 0, "image_size", f"a multiple of {self.downsample}")
+        wrapped = self.network == "zoo"
+        self.require(bool(self.vae_family) == wrapped, "vae_family", "a family for network 'zoo', empty for the others")
+        self.require(bool(self.vae_config) == wrapped, "vae_config", "JSON text for network 'zoo', empty for the others")
+        self.require(wrapped or self.image_size % self.downsample == 0, "image_size", f"a multiple of {self.downsample}")
         for name in ("levels", "centre", "spread"):
             allowed = (1, self.latent_channels)
             self.require(len(getattr(self, name)) in allowed, name, f"one number, or {self.latent_channels} of them")
@@ -107,7 +117,7 @@ class TokenBridgeConfig(Config):
 
     @property
     def downsample(self) -> int:
-        """Pixels over positions."""
+        """Pixels over positions, of "kl16" and "diffusers"."""
         return 2 ** (len(self.block_channels or self.multipliers) - 1)
 
     @property
@@ -135,6 +145,9 @@ class TokenBridge(Tokenizer):
                 norm_groups=config.norm_groups,
                 quant_convs=config.quant_convs,
             )
+        elif config.network == "zoo":
+            family, of = _vae_of(config)
+            self.vae = family(of)
         else:
             sizes: dict[str, Any] = dict(width=config.width, multipliers=config.multipliers, groups=config.norm_groups)
             self.encoder = Encoder(channels_out=2 * channels, blocks=config.blocks, attention=config.encoder_attention, **sizes)
@@ -154,72 +167,67 @@ class TokenBridge(Tokenizer):
         cls,
         vae: Tokenizer,
         *,
-        bits: int = 6,
+        bins: int = 64,
         limit: float = 5.0,
         reach: float = 3.0,
         latents: Tensor | None = None,
         name: str | None = None,
     ) -> Self:
-        """Round the latents of a KL autoencoder of this zoo; it keeps its weights, which are copied.
+        """Round the latents of an autoencoder of this zoo; it keeps its weights, which are copied.
 
         Args:
-            vae: a tokenizer of the family `autoencoder_kl`.
-            bits: of each channel, 1..10.
+            vae: a tokenizer of pictures that gives a grid of latents: `zoo.find(modality="image", layout="2d", discrete=False)`.
+            bins: values that a channel can take, 2..1024.
             limit: scaled latents are rounded inside +-limit.
             reach: see `TokenBridgeConfig`.
             latents: scaled latents `(..., c)` as `vae.encode(x).data` gives them; each channel is then rounded around its
                 own mean on them, inside +-limit of its own deviations.
-            name: of the new tokenizer; None appends `_{bits}bit` to the name of `vae`.
+            name: of the new tokenizer; None appends `_{bins}bins` to the name of `vae`.
 
         Raises:
-            TypeError: `vae` is not built on diffusers' AutoencoderKL.
+            TypeError: `vae` does not give a grid of latents.
             ValueError: a number outside its range, or latents of another width.
         """
-        autoencoder = getattr(vae, "autoencoder", None)
-        if not isinstance(autoencoder, KLAutoencoder) or vae.info.discrete:
-            raise TypeError(f"TokenBridge.on: vae is a {type(vae).__name__}. Needed: a tokenizer of the family autoencoder_kl.")
-        of = vae.config
-        if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 10:
-            raise ValueError(f"TokenBridge.on: bits={bits!r}. Allowed: 1..10.")
+        entry = vae.info
+        channels = entry.channels
+        if channels is None or (entry.modality, entry.layout) != ("image", "2d"):
+            raise TypeError(
+                f"TokenBridge.on: vae is a {type(vae).__name__}. Needed: a tokenizer of pictures that gives a grid of latents; "
+                '`zoo.find(modality="image", layout="2d", discrete=False)` lists them.'
+            )
+        if not isinstance(bins, int) or isinstance(bins, bool) or not 2 <= bins <= 1024:
+            raise ValueError(f"TokenBridge.on: bins={bins!r}. Allowed: 2..1024.")
         if not (limit > 0 and reach > 0):
             raise ValueError(f"TokenBridge.on: limit={limit}, reach={reach}. Allowed: positive numbers.")
         centre: tuple[float, ...] = (0.0,)
         spread: tuple[float, ...] = (limit / reach,)
         if latents is not None:
-            if latents.shape[-1] != of.latent_channels:
-                found = tuple(latents.shape)
-                raise ValueError(f"TokenBridge.on: latents have shape {found}. Needed: (..., {of.latent_channels}).")
+            if latents.shape[-1] != channels:
+                raise ValueError(f"TokenBridge.on: latents have shape {tuple(latents.shape)}. Needed: (..., {channels}).")
             centre, deviation = calibrate(latents)
             spread = tuple(limit / reach * value for value in deviation)
         config = TokenBridgeConfig(
-            network="diffusers",
-            latent_channels=of.latent_channels,
-            scaling_factor=of.scaling_factor,
-            shift_factor=of.shift_factor,
-            block_channels=of.block_channels,
-            blocks=of.layers_per_block,
-            norm_groups=of.norm_groups,
-            quant_convs=of.quant_convs,
-            image_size=of.image_size,
-            levels=(2**bits,),
-            centre=centre,
-            spread=spread,
-            reach=reach,
+            latent_channels=channels, levels=(bins,), centre=centre, spread=spread, reach=reach, **_network_of(vae)
         )
         info = Entry(
-            name=name or f"{vae.info.name}_{bits}bit",
+            name=name or f"{entry.name}_{bins}bins",
             family=cls.family,
-            summary=f"{vae.info.name} with each channel rounded to {bits} bits.",
+            summary=f"{entry.name} with each channel rounded to {bins} values.",
             config=config.to_dict(),
             **cls.layout_of(config),
         )
         inherited = ("trained_on", "training_pack", "license_code", "license_weights", "notice", "paper", "source", "parameters")
-        tokenizer = cls(config, replace(info, **{key: getattr(vae.info, key) for key in inherited}))
-        tokenizer.autoencoder.load_state_dict(autoencoder.state_dict())
+        tokenizer = cls(config, replace(info, **{key: getattr(entry, key) for key in inherited}))
+        if config.network == "zoo":
+            tokenizer.vae.load_state_dict(vae.state_dict())
+        else:
+            tokenizer.autoencoder.load_state_dict(vae.autoencoder.state_dict())
         return tokenizer.to(device=vae.device, dtype=vae.dtype).eval().requires_grad_(False)
 
     @classmethod
     def layout_of(cls, config: TokenBridgeConfig) -> dict[str, Any]:
+        if config.network == "zoo":
+            return _layout_of_vae(config)
         factor, side = config.downsample, config.image_size
         positions = (side // factor) ** 2
         return {
@@ -240,7 +248,13 @@ class TokenBridge(Tokenizer):
     # -- the steps between pictures and codes --------------------------------------------------------------------------------------
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance `(b, c, h / f, w / f)` of the unscaled latents of `x (b, 3, h, w)`."""
+        """Mean and log variance `(b, c, h / f, w / f)` of the unscaled latents of `x (b, 3, h, w)`.
+
+        Raises:
+            ValueError: the autoencoder is of another family, which may have no posterior; `encode_latents` works.
+        """
+        if self.config.network == "zoo":
+            raise ValueError(f"{self.info.name}.posterior: that of {self.config.vae_family} is not known here. Use encode_latents.")
         if self.config.network == "diffusers":
             distribution = self.autoencoder.posterior(x)
             return distribution.mean, distribution.logvar
@@ -249,6 +263,8 @@ class TokenBridge(Tokenizer):
 
     def encode_latents(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Scaled latents `(b, h / f, w / f, c)`, float32: the mean, or a sample where a generator is given."""
+        if self.config.network == "zoo":
+            return self.vae._encode(x, tokens=None, depth=None, generator=generator).float()
         mean, logvar = self.posterior(x)
         latents = mean.float()
         if generator is not None:
@@ -258,6 +274,10 @@ class TokenBridge(Tokenizer):
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Pictures `(b, 3, h, w)` of scaled latents `(b, h / f, w / f, c)`, rounded or not."""
+        if self.config.network == "zoo":
+            _, fy, fx = self.vae.info.downsample
+            size = (z.shape[1] * fy, z.shape[2] * fx)
+            return self.vae._decode(Tokens(z.to(self.dtype), self.vae.spec, [size] * len(z)), size)
         latents = z.to(self.dtype).permute(0, 3, 1, 2).contiguous()
         if self.config.network == "diffusers":
             return self.autoencoder.decode(latents)
@@ -307,6 +327,69 @@ class TokenBridge(Tokenizer):
     def rename_public(cls, tensors: dict[str, Tensor], config: TokenBridgeConfig) -> dict[str, Tensor]:
         """Names are the same; what belongs to the loss of the autoencoder's training is left out."""
         return {key: value for key, value in tensors.items() if not key.startswith("loss.")}
+
+
+def frequency_order(latents: Tensor) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Order channels for a model that predicts them one by one: those of large structures first.
+
+    Args:
+        latents: `(b, h, w, c)` of many pictures.
+
+    Returns:
+        the channels, and for each channel (in its own place) the share of its energy below half of the highest frequency, by which
+        they are ordered, largest first. The channel's mean over all latents is not counted.
+
+    Source: TokenBridge, section on the order of dimensions. Its code holds only the resulting constant for KL-16; this measure is
+    our reading of the text.
+    """
+    h, w = latents.shape[1:3]
+    planes = latents.detach().double().permute(3, 0, 1, 2)
+    planes = planes - planes.mean((1, 2, 3), keepdim=True)
+    energy = torch.fft.fft2(planes).abs().square().mean(1)
+    fy, fx = torch.fft.fftfreq(h, dtype=torch.float64), torch.fft.fftfreq(w, dtype=torch.float64)
+    low = (fy.square()[:, None] + fx.square() <= 0.25**2).to(energy.device)
+    share = (energy * low).sum((1, 2)) / energy.sum((1, 2)).clamp(min=torch.finfo(torch.float64).tiny)
+    return tuple(share.argsort(descending=True, stable=True).tolist()), tuple(share.tolist())
+
+
+def _network_of(vae: Tokenizer) -> dict[str, Any]:
+    """Fields of the configuration that build the network of `vae`."""
+    of: Any = vae.config
+    if not isinstance(getattr(vae, "autoencoder", None), KLAutoencoder):
+        text = json.dumps(of.to_dict())
+        return dict(network="zoo", vae_family=vae.family, vae_config=text, scaling_factor=1.0, image_size=vae.info.native_size[0])
+    return dict(
+        network="diffusers",
+        scaling_factor=of.scaling_factor,
+        shift_factor=of.shift_factor,
+        block_channels=of.block_channels,
+        blocks=of.layers_per_block,
+        norm_groups=of.norm_groups,
+        quant_convs=of.quant_convs,
+        image_size=of.image_size,
+    )
+
+
+def _vae_of(config: TokenBridgeConfig) -> tuple[type[Tokenizer], Config]:
+    """Class and configuration of the autoencoder of network "zoo", by the table of families."""
+    from zoo.loading import family_class
+
+    family = family_class(config.vae_family)
+    return family, family.Config.from_dict(json.loads(config.vae_config))
+
+
+def _layout_of_vae(config: TokenBridgeConfig) -> dict[str, Any]:
+    family, of = _vae_of(config)
+    layout = {key: value for key, value in family.layout_of(of).items() if key != "channels"}
+    bits = layout["tokens"] * sum(map(log2, config.vocabulary)) / prod(layout["native_size"])
+    return {
+        **layout,
+        "discrete": True,
+        "depth": config.latent_channels,
+        "codebook_size": max(config.vocabulary),
+        "vocabulary": config.vocabulary,
+        "bits_per_pixel": bits,
+    }
 
 
 _KEYS = (
