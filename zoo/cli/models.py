@@ -11,7 +11,9 @@ from zoo.registry import info
 if TYPE_CHECKING:
     from zoo.tokenizer import Tokenizer
 
-__all__ = ["add_tokenizer_arguments", "decode_options", "load_tokenizer", "only_pictures"]
+__all__ = ["add_tile_argument", "add_tokenizer_arguments", "decode_options", "load_tokenizer", "only_pictures", "tile_option"]
+
+_TILE = 1024  # about 4 GB for the autoencoder of Stable Diffusion in float32
 
 
 def add_tokenizer_arguments(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
@@ -68,6 +70,27 @@ def only_pictures(tokenizer: "Tokenizer", command: str) -> None:
             f"{command}: {tokenizer.info.name} is for {tokenizer.info.modality}; this command reads and writes pictures only. "
             "In Python: tok.encode(x), tok.decode(tokens)."
         )
+
+
+def add_tile_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tile", type=int, metavar="SIDE",
+        help="pictures with a larger side go in overlapping tiles of so many pixels, so that memory is that of one tile "
+        f"(default: {_TILE}, or the native side where that is larger; 0 never cuts)",
+    )  # fmt: skip
+
+
+def tile_option(tokenizer: "Tokenizer", side: int | None) -> dict[str, int]:
+    """Give `tile=` for `encode` and `decode`; nothing where --tile is left out and the tokenizer takes whole signals only.
+
+    Raises:
+        ValueError: --tile for a tokenizer that takes whole signals only.
+    """
+    if side == 0 or (side is None and not tokenizer.tileable):
+        return {}
+    if not tokenizer.tileable:
+        raise ValueError(f"--tile {side}: {tokenizer.info.name} takes whole signals only. Leave it out.")
+    return {"tile": max(_TILE, *(tokenizer.info.native_size or ())) if side is None else side}
 
 
 def decode_options(tokenizer: "Tokenizer", given: Sequence[str]) -> dict[str, Any]:

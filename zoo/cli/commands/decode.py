@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.cli.files import expand_inputs, whole_file
-from zoo.cli.models import add_tokenizer_arguments, decode_options, load_tokenizer, only_pictures
+from zoo.cli.models import add_tile_argument, add_tokenizer_arguments, decode_options, load_tokenizer, only_pictures, tile_option
 from zoo.cli.progress import progress
 from zoo.cli.text import plural
 
@@ -26,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="a .png file, or a folder")
     parser.add_argument("--tokens", type=int, metavar="K", help="use the first K tokens only (ordered tokenizers)")
     parser.add_argument("--depth", type=int, metavar="D", help="use the first D levels only (residual tokenizers)")
+    add_tile_argument(parser)
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the decoder; repeatable")
     for name in ("seed", "steps", "guidance"):
         parser.add_argument(f"--{name}", metavar="N", help=f"short for --option {name}=N")
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(arguments, "zoo decode")
     only_pictures(tokenizer, "zoo decode")
     short = [f"{name}={value}" for name in ("seed", "steps", "guidance") if (value := getattr(arguments, name)) is not None]
-    options = decode_options(tokenizer, [*short, *arguments.option])
+    options = decode_options(tokenizer, [*short, *arguments.option]) | tile_option(tokenizer, arguments.tile)
 
     batches = [tokens[i : i + arguments.batch_size] for tokens in loaded for i in range(0, len(tokens), arguments.batch_size)]
     place = iter(targets)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.files import expand_inputs, refuse_other_kinds, whole_file
-from zoo.cli.models import add_tokenizer_arguments, load_tokenizer, only_pictures
+from zoo.cli.models import add_tile_argument, add_tokenizer_arguments, load_tokenizer, only_pictures, tile_option
 from zoo.cli.progress import progress
 from zoo.cli.text import plural
 
@@ -38,6 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-crop", action="store_true", help="keep the aspect ratio, with the short side at the size")
     parser.add_argument("--sample", action="store_true", help="draw from the encoder's distribution instead of its mode")
     parser.add_argument("--seed", type=int, help="for --sample and --quality")
+    add_tile_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     rate = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if arguments.sample:
         rate["sample"] = True
+    rate |= tile_option(tokenizer, arguments.tile)
     paths = [path for path, _ in inputs]
     parts: list[Tokens] = []
     batches = [range(i, min(i + arguments.batch_size, len(paths))) for i in range(0, len(paths), arguments.batch_size)]
