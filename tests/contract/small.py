@@ -13,6 +13,7 @@ from torch import Tensor
 
 import zoo
 from zoo.layers.flow import draw_noise_levels
+from zoo.layers.position_noise import PositionNoise
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
 from zoo.transforms.nested_dropout import draw_keep
@@ -139,6 +140,33 @@ def _seed_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
     return tok.codebook_losses(x, torch.randn(len(x), tok.config.features, generator=draws)).total
 
 
+def _dac_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
+    tok.model.quantizer.eval()  # no dropout of levels
+    vectors, _, _, commitment, codebook = tok.model.quantizer(tok.encoder_chain().push(x, last=True))
+    y = tok.decoder_chain().push(vectors, last=True)
+    return _distance(x[..., : y.shape[2]], y) + (commitment + codebook).mean()
+
+
+def _snac_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
+    quantized = tok.quantizer(tok.encode_vectors(x))
+    noise = PositionNoise([int(torch.randint(1 << 30, (), generator=draws))], device=x.device, dtype=x.dtype)
+    return _distance(x, tok.decode_vectors(quantized.x, noise)) + quantized.loss
+
+
+def _vidtok_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
+    x = tok._pad(x, tok._legal_size(tuple(x.shape[2:])))
+    h = tok.moments(x)
+    if tok.quantizer is not None:
+        quantized = tok.quantizer(h)
+        return _distance(x, tok.decode_vectors(quantized.x)) + quantized.loss
+    mean, logvar = h.chunk(2, -1)
+    return _distance(x, tok.decode_vectors(mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=draws)))
+
+
+def _vidtok_step(tok: Any, data: Tensor) -> Tensor:
+    return tok.decode_vectors(data if tok.quantizer is None else tok.quantizer.decode(data))
+
+
 _CNN = dict(width=8, multipliers=(1, 2, 2), blocks=1, norm_groups=4, image_size=16)
 
 SMALL: dict[str, Small] = {
@@ -148,6 +176,14 @@ SMALL: dict[str, Small] = {
         ),
         loss=_kl_loss,
         step=lambda tok, data: tok.autoencoder.decode(data.permute(0, 3, 1, 2)),
+    ),
+    "dac": Small(
+        config=lambda entry: dict(
+            encoder_channels=4, strides=(2, 3) if entry["strides"][2] % 2 else (2, 4), latent_channels=8, decoder_channels=16,
+            num_codebooks=3, codebook_size=16, codebook_channels=4,
+        ),
+        loss=_dac_loss,
+        step=lambda tok, data: tok.decoder_chain().push(tok.lookup(data.transpose(1, 2)), last=True),
     ),
     "dc_ae": Small(
         config=lambda entry: dict(
@@ -203,6 +239,14 @@ SMALL: dict[str, Small] = {
         frozen=dict.fromkeys(("vision", "queries", "qformer"), "the codebook is trained on finished causal embeddings"),
         embedding=8,
     ),
+    "snac": Small(
+        config=lambda entry: dict(
+            encoder_width=16 if entry["attention_window"] else 4, encoder_strides=(2, 3), decoder_width=64, decoder_strides=(3, 2),
+            attention_window=entry["attention_window"] and 16, codebook_size=64, codebook_dim=4,
+        ),
+        loss=_snac_loss,
+        step=lambda tok, data: tok.decode_vectors(tok.quantizer.decode(data)),
+    ),
     "titok": Small(
         config=lambda entry: dict(
             image_size=16, patch=4, latent_tokens=6, channels=4, codebook_size=64,
@@ -221,6 +265,15 @@ SMALL: dict[str, Small] = {
         ),
         loss=_bridge_loss,
         step=lambda tok, data: tok.decode_latents(tok.quantizer.decode(data)),
+    ),
+    "vidtok": Small(
+        config=lambda entry: dict(
+            width=8, multipliers=(2, 2, 3, 3), blocks=1, image_size=16, space_down=(0, 1, 2), space_up=(1, 2, 3),
+            time_down=(1, 2) if len(entry["time_down"]) == 2 else entry["time_down"],
+            latent_channels=4, levels=entry["levels"] and (8, 8, 8, 8),
+        ),
+        loss=_vidtok_loss,
+        step=_vidtok_step,
     ),
 }  # fmt: skip
 

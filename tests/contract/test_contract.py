@@ -514,10 +514,14 @@ def test_nothing_before_depends_on_what_comes_later(case):
         cut = case.tok._span(positions)
         mixed = torch.cat([x[:, :, :cut], other[:, :, cut:]], 2)
         changed = case.tok.encode(mixed)
-        if not ahead:
-            same(changed.data[:, :positions], whole.data[:, :positions], CLOSE)
-        turned = replace(whole, data=torch.cat([whole.data[:, :positions], whole.data[:, positions:].flip(1)], 1))
-        same(case.decode(turned)[:, :, : max(0, cut - ahead)], y[:, :, : max(0, cut - ahead)], CLOSE)
+        audio = case.info.modality == "audio"  # whose frames are positions
+        if positions > ahead if audio else not ahead:
+            kept = positions - ahead
+            same(changed.data[:, :kept], whole.data[:, :kept], CLOSE)
+        final = case.tok._span(max(0, positions - ahead)) if audio else max(0, cut - ahead)
+        if final:
+            turned = replace(whole, data=torch.cat([whole.data[:, :positions], whole.data[:, positions:].flip(1)], 1))
+            same(case.decode(turned)[:, :, :final], y[:, :, :final], CLOSE)
 
 
 # -- export ------------------------------------------------------------------------------------------------------------------------

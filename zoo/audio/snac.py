@@ -1,0 +1,831 @@
+"""SNAC: codes at several rates, a coarse one for a long stretch of sound and ever finer ones for its halves.
+
+Paper: Siuzdak, Grötschla, Lanzendörfer, "SNAC: Multi-Scale Neural Audio Codec", arXiv 2410.14411. Behaviour checked against the
+class `SNAC` of the package snac 1.2.1 (hubertsiuzdak/snac, MIT) through the tensors of tests/parity/snac and, at the released size,
+against the class itself.
+
+    sound (b, 1, s) -> encoder -> (b, c, frames) -> level i: mean over stride_i frames, nearest of a codebook, repeated -> sum
+    -> decoder -> sound
+
+One position of the tokens is one code of the coarsest level, and the codes of the finer levels that lie in it follow on the depth
+axis, level after level: 1 + 2 + 4 codes for strides 4, 2, 1. `depth=` cuts at the ends of levels. `to_levels` and `from_levels`
+speak the public form, a list of `(b, n)` codes for each level.
+
+Differences: `decode` gives exactly the length that came in; the decoder's noise is a function of `seed`, the block and the place in
+the signal, so that it is the same however the signal is cut; fewer levels decode; outside of training the network runs on pieces
+of `chunk_frames` frames with as much of their neighbours as they depend on (`zoo.layers.pieces`), so memory does not grow with
+the length and the numbers are those of the whole; streams give the codes of the whole, after the stated lookahead.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.config import Config
+from zoo.layers.audio_chunks import fold_weight_norm
+from zoo.layers.pieces import (
+    Attend,
+    Bend,
+    Conv,
+    Depthwise,
+    Down,
+    Downsample,
+    Geometry,
+    Pointwise,
+    Same,
+    SnakeUnit,
+    Step,
+    Stretch,
+    Up,
+    Upsample,
+    Windows,
+    WithNoise,
+    needed,
+    run,
+)
+from zoo.layers.position_noise import PositionNoise
+from zoo.layers.snake import Snake
+from zoo.quantizers import VQ, Projected, Quantized
+from zoo.registry import Entry
+from zoo.streaming import Stream
+from zoo.tokenizer import Tokenizer
+from zoo.tokens import Segment, Tokens, TokenSpec
+
+__all__ = ["Snac", "SnacConfig", "SnacStream"]
+
+_DILATIONS = (1, 3, 9)
+_HEAD = 64  # channels of an attention head
+_CHUNK = 128  # frames that are computed at once
+_ENDLESS = 1 << 62
+
+NoiseSource = Callable[[int, Stretch], Tensor]
+"""`(block, positions)` -> `(n, b or 1)` noise of a decoder block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnacConfig(Config):
+    """Sizes of SNAC; the defaults are those of the 24 kHz speech model.
+
+    Attributes:
+        sample_rate: samples per second.
+        encoder_width: channels after the first convolution; doubled by every stride.
+        encoder_strides: from the sound down; their product is the hop.
+        decoder_width: channels before the first decoder block; halved by every stride.
+        decoder_strides: up to the sound, with the same product.
+        attention_window: frames of the local attention on both sides of the quantizer, None for none.
+        codebook_size: entries of each level's codebook.
+        codebook_dim: channels in which codes are compared.
+        level_strides: frames that a code of each level stands for, coarse to fine; the first is a multiple of all.
+        noise: every decoder block adds noise whose strength depends on the signal.
+        depthwise: the inner convolutions have one filter for each channel.
+    """
+
+    sample_rate: int = 24000
+    encoder_width: int = 48
+    encoder_strides: tuple[int, ...] = (2, 4, 8, 8)
+    decoder_width: int = 1024
+    decoder_strides: tuple[int, ...] = (8, 8, 4, 2)
+    attention_window: int | None = None
+    codebook_size: int = 4096
+    codebook_dim: int = 8
+    level_strides: tuple[int, ...] = (4, 2, 1)
+    noise: bool = True
+    depthwise: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("sample_rate", "encoder_width", "codebook_dim"):
+            self.require(getattr(self, name) >= 1, name, "at least 1")
+        self.require(self.codebook_size >= 2, "codebook_size", "at least 2")
+        for name in ("encoder_strides", "decoder_strides", "level_strides"):
+            values = getattr(self, name)
+            self.require(bool(values) and min(values) >= 1, name, "at least one number, all at least 1")
+        self.require(min(self.encoder_strides) > 1, "encoder_strides", "strides of at least 2")
+        same = math.prod(self.encoder_strides) == math.prod(self.decoder_strides)
+        self.require(same and min(self.decoder_strides) > 1, "decoder_strides", f"strides above 1 with the product {self.hop}")
+        divides = all(self.level_strides[0] % stride == 0 for stride in self.level_strides)
+        self.require(divides, "level_strides", "numbers that divide the first")
+        halvings = 2 ** len(self.decoder_strides)
+        self.require(self.decoder_width % halvings == 0, "decoder_width", f"a multiple of {halvings}")
+        if self.attention_window is not None:
+            self.require(self.attention_window >= 1, "attention_window", "None, or at least 1")
+            for name, width in (("encoder_width", self.latent_width), ("decoder_width", self.decoder_width)):
+                self.require(width % _HEAD == 0, name, f"with attention, one that gives a multiple of {_HEAD} channels there")
+
+    @property
+    def hop(self) -> int:
+        """Samples of a frame."""
+        return math.prod(self.encoder_strides)
+
+    @property
+    def latent_width(self) -> int:
+        """Channels of the quantized vectors."""
+        return self.encoder_width * 2 ** len(self.encoder_strides)
+
+    @property
+    def rates(self) -> tuple[int, ...]:
+        """Codes of each level in one position."""
+        return tuple(self.level_strides[0] // stride for stride in self.level_strides)
+
+    @property
+    def frame_multiple(self) -> int:
+        """Frames come in multiples of whole positions and whole windows."""
+        return math.lcm(self.level_strides[0], self.attention_window or 1)
+
+    def encoder_geometry(self) -> list[Geometry]:
+        """What depends on what in the encoder."""
+        chain: list[Geometry] = [Same(3)]
+        for stride in self.encoder_strides:
+            chain += [Same(3 * sum(_DILATIONS)), Down(stride)]
+        return [*chain, *self._windows(), Same(3)]
+
+    def decoder_geometry(self) -> list[Geometry]:
+        """What depends on what in the decoder."""
+        chain: list[Geometry] = [Same(3), *self._windows()]
+        for stride in self.decoder_strides:
+            chain += [Up(stride), Same(3 * sum(_DILATIONS))]
+        return [*chain, Same(3)]
+
+    def _windows(self) -> list[Geometry]:
+        return [] if self.attention_window is None else [Windows(self.attention_window)]
+
+    def lookahead(self) -> int:
+        """Positions after its own that a position's codes, or its sound, may depend on."""
+        frames, multiple = self.level_strides[0], self.frame_multiple
+        far, most = 64 * multiple, 0  # far from the start, where nothing is cut off
+        for start in range(far, far + multiple, frames):
+            end = start + frames
+            heard = needed(self.encoder_geometry(), Stretch(start, end)).end / self.hop
+            read = needed(self.decoder_geometry(), Stretch(start * self.hop, end * self.hop)).end
+            most = max(most, math.ceil((max(heard, read) - end) / frames))
+        return most
+
+
+# -- modules -----------------------------------------------------------------------------------------------------------------------
+
+
+class _Unit(nn.Module):
+    """Residual unit: snake, convolution of kernel 7, snake, mixing of channels."""
+
+    def __init__(self, channels: int, dilation: int, *, depthwise: bool) -> None:
+        super().__init__()
+        self.snake_in = Snake(channels)
+        groups = channels if depthwise else 1
+        self.conv = nn.Conv1d(channels, channels, 7, dilation=dilation, padding=3 * dilation, groups=groups)
+        self.snake_out = Snake(channels)
+        self.mix = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(self.snake_out(self.conv(self.snake_in(x))))
+
+    def steps(self) -> list[Step]:
+        return [SnakeUnit(self.snake_in, self.conv, self.snake_out, self.mix)]
+
+
+class _Attention(nn.Module):
+    """Attention inside windows, with rotary positions; `x + attention(norm(x))`."""
+
+    def __init__(self, channels: int, window: int) -> None:
+        super().__init__()
+        self.window, self.heads = window, channels // _HEAD
+        self.norm = nn.LayerNorm(channels)
+        self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.to_out = nn.Linear(channels, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over `(b, c, t)`, t a multiple of the window."""
+        return self.attend(x.transpose(1, 2)).transpose(1, 2)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Attend over `(..., t, c)`."""
+        shape = (*x.shape[:-2], x.shape[-2] // self.window, self.window, 3, self.heads, _HEAD)
+        parts = self.to_qkv(self.norm(x)).reshape(shape).movedim(-3, 0)  # (3, ..., windows, window, heads, _HEAD)
+        q, k, v = (part.transpose(-2, -3) for part in parts)
+        out = F.scaled_dot_product_attention(self._turn(q), self._turn(k), v).transpose(-2, -3)
+        return x + self.to_out(out.reshape(x.shape))
+
+    def _turn(self, x: Tensor) -> Tensor:
+        """Rotate the two halves of a head by the position in the window."""
+        frequencies = 10000.0 ** -(torch.arange(0, _HEAD, 2, device=x.device, dtype=torch.float32) / _HEAD)
+        angles = torch.arange(self.window, device=x.device, dtype=torch.float32)[:, None] * frequencies
+        cos, sin = (f.to(x.dtype).repeat(1, 2) for f in (angles.cos(), angles.sin()))
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat([-second, first], -1) * sin
+
+    def steps(self) -> list[Step]:
+        return [Attend(self.window, self.attend)]
+
+
+class _EncoderBlock(nn.Module):
+    """Three residual units, then half the rate, twice the channels (for stride 2)."""
+
+    def __init__(self, channels: int, stride: int, *, depthwise: bool) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(_Unit(channels, dilation, depthwise=depthwise) for dilation in _DILATIONS)
+        self.snake = Snake(channels)
+        self.down = nn.Conv1d(channels, 2 * channels, 2 * stride, stride=stride, padding=-(-stride // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self.units:
+            x = unit(x)
+        return self.down(self.snake(x))
+
+    def steps(self) -> list[Step]:
+        units = [step for unit in self.units for step in cast(_Unit, unit).steps()]
+        return [*units, Bend(self.snake), Downsample(self.down)]
+
+
+class _DecoderBlock(nn.Module):
+    """A higher rate and half the channels, noise, three residual units."""
+
+    def __init__(self, channels: int, stride: int, *, depthwise: bool, noise: bool) -> None:
+        super().__init__()
+        half = channels // 2
+        self.snake = Snake(channels)
+        # One more sample where the stride is odd, so that every frame gives exactly `stride` of them.
+        self.up = nn.ConvTranspose1d(
+            channels, half, 2 * stride, stride=stride, padding=-(-stride // 2), output_padding=stride % 2
+        )
+        self.strength = nn.Conv1d(half, half, 1, bias=False) if noise else None
+        self.units = nn.ModuleList(_Unit(half, dilation, depthwise=depthwise) for dilation in _DILATIONS)
+
+    def forward(self, x: Tensor, noise: Tensor | None) -> Tensor:
+        """`noise`: `(b or 1, 1, t)` at the higher rate."""
+        x = self.up(self.snake(x))
+        if noise is not None and self.strength is not None:
+            x = x + noise.to(x.dtype) * self.strength(x)
+        for unit in self.units:
+            x = unit(x)
+        return x
+
+    def steps(self, noise: Callable[[Stretch], Tensor] | None) -> list[Step]:
+        """`noise`: positions -> `(n, 1)`."""
+        added = [WithNoise(self.strength, noise)] if noise is not None and self.strength is not None else []
+        units = [step for unit in self.units for step in cast(_Unit, unit).steps()]
+        return [Bend(self.snake), Upsample(self.up), *added, *units]
+
+
+def _inner(channels: int, *, depthwise: bool) -> nn.Conv1d:
+    return nn.Conv1d(channels, channels, 7, padding=3, groups=channels if depthwise else 1)
+
+
+def _inner_step(conv: nn.Conv1d) -> Step:
+    return Conv(conv) if conv.groups == 1 else Depthwise(conv)
+
+
+class SnacEncoder(nn.Module):
+    """Sound `(b, 1, s)` to vectors `(b, c, frames)`; s is a multiple of what `SnacConfig` says."""
+
+    def __init__(self, config: SnacConfig) -> None:
+        super().__init__()
+        width = config.encoder_width
+        self.conv_in = nn.Conv1d(1, width, 7, padding=3)
+        self.blocks = nn.ModuleList(
+            _EncoderBlock(width * 2**i, stride, depthwise=config.depthwise) for i, stride in enumerate(config.encoder_strides)
+        )
+        width = config.latent_width
+        self.attention = None if config.attention_window is None else _Attention(width, config.attention_window)
+        self.conv_out = _inner(width, depthwise=config.depthwise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.conv_out(x if self.attention is None else self.attention(x))
+
+    def steps(self) -> list[Step]:
+        """The same on pieces."""
+        blocks = [step for block in self.blocks for step in cast(_EncoderBlock, block).steps()]
+        attention = [] if self.attention is None else self.attention.steps()
+        return [Conv(self.conv_in), *blocks, *attention, _inner_step(self.conv_out)]
+
+
+class SnacDecoder(nn.Module):
+    """Vectors `(b, c, frames)` to sound `(b, 1, s)`."""
+
+    def __init__(self, config: SnacConfig) -> None:
+        super().__init__()
+        latent, width, count = config.latent_width, config.decoder_width, len(config.decoder_strides)
+        if config.depthwise:
+            self.conv_in: nn.Module = nn.Sequential(_inner(latent, depthwise=True), nn.Conv1d(latent, width, 1))
+        else:
+            self.conv_in = nn.Sequential(nn.Conv1d(latent, width, 7, padding=3))
+        self.attention = None if config.attention_window is None else _Attention(width, config.attention_window)
+        self.blocks = nn.ModuleList(
+            _DecoderBlock(width // 2**i, stride, depthwise=config.depthwise, noise=config.noise)
+            for i, stride in enumerate(config.decoder_strides)
+        )
+        self.snake = Snake(width // 2**count)
+        self.conv_out = nn.Conv1d(width // 2**count, 1, 7, padding=3)
+        self.strides = config.decoder_strides
+
+    def forward(self, x: Tensor, noise: NoiseSource | None) -> Tensor:
+        x, length = self.conv_in(x), x.shape[2]
+        if self.attention is not None:
+            x = self.attention(x)
+        for i, block in enumerate(self.blocks):
+            length *= self.strides[i]
+            x = block(x, None if noise is None else noise(i, Stretch(0, length)).t()[:, None])
+        return torch.tanh(self.conv_out(self.snake(x)))
+
+    def steps(self, noise: NoiseSource | None) -> list[Step]:
+        """The same on pieces, before the hyperbolic tangent."""
+        convs = list(cast(nn.Sequential, self.conv_in))
+        first: list[Step] = [_inner_step(cast(nn.Conv1d, convs[0])), *(Pointwise(cast(nn.Conv1d, conv)) for conv in convs[1:])]
+        attention = [] if self.attention is None else self.attention.steps()
+        blocks: list[Step] = []
+        for i, block in enumerate(self.blocks):
+            own = None if noise is None else lambda positions, i=i: noise(i, positions)
+            blocks += cast(_DecoderBlock, block).steps(own)
+        return [*first, *attention, *blocks, Bend(self.snake), Conv(self.conv_out)]
+
+
+class MultiRateRVQ(nn.Module):
+    """Residual quantizer whose levels see means over `strides` frames; codes `(b, n, d)`, coarse to fine, in order of time."""
+
+    def __init__(self, config: SnacConfig) -> None:
+        super().__init__()
+        self.strides, self.rates = config.level_strides, config.rates
+        self.levels = nn.ModuleList(
+            Projected(
+                VQ(
+                    dim=config.codebook_dim,
+                    codebook_size=config.codebook_size,
+                    learning="gradient",
+                    distance="cosine_search",
+                    commitment_weight=0.25,
+                    codebook_weight=1.0,
+                    kmeans_iterations=0,
+                    seed=level,
+                ),
+                dim=config.latent_width,
+            )
+            for level in range(len(config.level_strides))
+        )
+
+    @property
+    def _levels(self) -> list[Projected]:
+        return [cast(Projected, level) for level in self.levels]
+
+    def forward(self, x: Tensor) -> Quantized:
+        """Quantize `x (b, frames, c)` for training: the gradient passes straight through, the loss is the mean over levels."""
+        residual, total, results = x, torch.zeros_like(x), []
+        for level, stride in zip(self._levels, self.strides, strict=True):
+            result = level(residual.unflatten(1, (-1, stride)).mean(2))
+            vectors = result.x.repeat_interleave(stride, 1)
+            residual, total = residual - vectors.detach(), total + vectors
+            results.append(result)
+        codes = torch.cat([self._deep(r.codes, rate) for r, rate in zip(results, self.rates, strict=True)], -1)
+        stats = {name: torch.cat([r.stats[name] for r in results]) for name in results[0].stats}
+        return Quantized(total, codes, torch.stack([r.loss for r in results]).mean(), stats)
+
+    def encode(self, x: Tensor, *, levels: int | None = None) -> Tensor:
+        """Codes of `x (b, frames, c)`: `(b, n, d)` of the first levels."""
+        residual, codes = x, []
+        for level, stride, rate in list(zip(self._levels, self.strides, self.rates, strict=True))[:levels]:
+            found = level.encode(residual.unflatten(1, (-1, stride)).mean(2))
+            codes.append(self._deep(found, rate))
+            residual = residual - level.decode(found).repeat_interleave(stride, 1)
+        return torch.cat(codes, -1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Sum the vectors of codes `(b, n, d)` of the first levels: `(b, frames, c)`."""
+        rates = [rate for rate, end in zip(self.rates, self._ends(), strict=True) if end <= codes.shape[-1]]
+        parts = codes.split(rates, -1)
+        vectors = [
+            level.decode(part.flatten(1)[..., None]).repeat_interleave(stride, 1)
+            for level, part, stride in zip(self._levels, parts, self.strides, strict=False)
+        ]
+        total = vectors[0]
+        for value in vectors[1:]:
+            total = total + value
+        return total
+
+    def _deep(self, codes: Tensor, rate: int) -> Tensor:
+        """Put the codes `(b, n * rate, 1)` of one level on the depth axis."""
+        return codes[..., 0].unflatten(1, (-1, rate))
+
+    def _ends(self) -> list[int]:
+        return [sum(self.rates[: i + 1]) for i in range(len(self.rates))]
+
+
+class Snac(Tokenizer):
+    """Sound of any length to positions of 1 + 2 + 4 (or 1 + 2 + 4 + 8) codes, and back.
+
+    Attributes:
+        chunk_frames: frames that are computed at once outside of training; a larger number needs more memory. It is rounded up to
+            whole positions and windows.
+    """
+
+    family = "snac"
+    Config = SnacConfig
+    config: SnacConfig
+
+    def __init__(self, config: SnacConfig, info: Entry | None = None) -> None:
+        super().__init__(config, info)
+        self.encoder = SnacEncoder(config)
+        self.quantizer = MultiRateRVQ(config)
+        self.decoder = SnacDecoder(config)
+        self.chunk_frames = _CHUNK
+
+    @classmethod
+    def layout_of(cls, config: SnacConfig) -> dict[str, Any]:
+        depth, step = sum(config.rates), config.hop * config.level_strides[0]
+        return {
+            "modality": "audio",
+            "layout": "1d",
+            "discrete": True,
+            "residual": True,
+            "depth": depth,
+            "codebook_size": config.codebook_size,
+            "vocabulary": (config.codebook_size,) * depth,
+            "downsample": (step, 1, 1),
+            "size_multiple": config.hop * config.frame_multiple,
+            "sample_rate": config.sample_rate,
+            "frame_rate": config.sample_rate / step,
+            "bits_per_second": config.sample_rate / step * depth * math.log2(config.codebook_size),
+            "audio_channels": 1,
+            "causal": False,
+            "streaming": True,
+            "lookahead_frames": config.lookahead(),
+            "stochastic_decode": config.noise,
+        }
+
+    @property
+    def spec(self) -> TokenSpec:
+        segments = tuple(
+            Segment(length=rate, stride=stride)
+            for rate, stride in zip(self.config.rates, self.config.level_strides, strict=True)
+        )
+        plain = super().spec
+        return TokenSpec(**{**{name: getattr(plain, name) for name in plain.__dataclass_fields__}, "segments": segments})
+
+    # -- the public form of codes --------------------------------------------------------------------------------------------------
+
+    def to_levels(self, tokens: Tokens) -> list[Tensor]:
+        """Give the codes as the public class does: for each level int64 `(b, n * rate)`, coarse to fine.
+
+        Raises:
+            ValueError: tokens of another tokenizer, or of items of unequal length.
+        """
+        self._check_tokens(tokens)
+        if tokens.lengths is not None:
+            raise ValueError(f"{self.info.name}.to_levels: the items have unequal lengths. Give them one by one.")
+        ends = [end for end in self.spec.segment_ends if end <= tokens.levels]
+        return [tokens.data[..., start:end].flatten(1) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def from_levels(self, levels: Sequence[Tensor], *, samples: int | None = None) -> Tokens:
+        """Make tokens of the public class's codes.
+
+        Args:
+            levels: int64 `(b, n * rate)` of the first one or more levels, coarse to fine.
+            samples: length of the sound; None takes all that the codes stand for, as the public class does.
+
+        Raises:
+            ValueError: another number of levels, lengths that do not belong together, codes outside the codebook, or a length
+                that does not have so many codes.
+        """
+        name = f"{self.info.name}.from_levels"
+        rates = self.config.rates[: len(levels)]
+        if not 1 <= len(levels) <= len(self.config.rates):
+            raise ValueError(f"{name}: {len(levels)} levels. Allowed: 1..{len(self.config.rates)}.")
+        shapes, n = [tuple(level.shape) for level in levels], levels[0].shape[-1]
+        needed_shapes = [(len(levels[0]), n * rate // rates[0]) for rate in rates]
+        if n % rates[0] or shapes != needed_shapes:
+            raise ValueError(f"{name}: levels have the shapes {shapes}. Needed: {needed_shapes}.")
+        data = torch.cat([level.unflatten(1, (-1, rate)) for level, rate in zip(levels, rates, strict=True)], -1)
+        step = self.config.hop * self.config.level_strides[0]
+        size = data.shape[1] * step if samples is None else samples
+        tokens = Tokens(data.long(), self.spec, torch.tensor([[size]] * len(data), device=data.device))
+        self._check_tokens(tokens)
+        return tokens
+
+    # -- the contract ------------------------------------------------------------------------------------------------------------
+
+    def _pad(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Pad with zeros, as the public class does."""
+        return F.pad(x, (0, size[0] - x.shape[2]))
+
+    def _levels_of(self, depth: int | None) -> int | None:
+        return None if depth is None else self.spec.segment_ends.index(depth) + 1
+
+    def _in_pieces(self, x: Tensor) -> bool:
+        """Pieces carry no gradient, loop over items, and hold loops that a traced graph would unroll."""
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+            return False
+        if x.dtype not in (torch.float32, torch.float64):
+            return False
+        trained = x.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        return not (torch.is_grad_enabled() and trained)
+
+    def _chunks(self, frames: int) -> Iterator[Stretch]:
+        step = -(-max(self.chunk_frames, 1) // self.config.frame_multiple) * self.config.frame_multiple
+        return (Stretch(at, min(at + step, frames)) for at in range(0, frames, step))
+
+    def _encode(self, x: Tensor, *, tokens: int | None, depth: int | None, generator: torch.Generator | None) -> Tensor:
+        levels = self._levels_of(depth)
+        if not self._in_pieces(x):
+            return self.quantizer.encode(self.encoder(x).transpose(1, 2), levels=levels)
+        steps, frames, rows = self.encoder.steps(), x.shape[2] // self.config.hop, []
+        for item in x:
+            vectors = (run(steps, item.t(), out, start=0, total=x.shape[2])[None] for out in self._chunks(frames))
+            rows.append(torch.cat([self.quantizer.encode(part, levels=levels) for part in vectors], 1))
+        return torch.cat(rows)
+
+    def encode_vectors(self, x: Tensor) -> Tensor:
+        """Give what the quantizer gets, `(b, frames, c)`, of sound `(b, 1, s)` of a legal length."""
+        if not self._in_pieces(x):
+            return self.encoder(x).transpose(1, 2)
+        steps, frames = self.encoder.steps(), x.shape[2] // self.config.hop
+        return torch.stack(
+            [torch.cat([run(steps, item.t(), out, start=0, total=x.shape[2]) for out in self._chunks(frames)]) for item in x]
+        )
+
+    def decode_vectors(self, vectors: Tensor, noise: NoiseSource | None = None) -> Tensor:
+        """Decode vectors `(b, frames, c)` to sound `(b, 1, frames * hop)`, without noise where none is given."""
+        if not self._in_pieces(vectors):
+            return self.decoder(vectors.transpose(1, 2), noise)
+        hop, out = self.config.hop, vectors.new_empty(len(vectors), 1, vectors.shape[1] * self.config.hop)
+        for i, item in enumerate(vectors):
+            own = None if noise is None else _column(noise, i)
+            steps = self.decoder.steps(own)
+            for start, end in self._chunks(len(item)):
+                sound = run(steps, item, Stretch(start * hop, end * hop), start=0, total=len(item))
+                out[i, 0, start * hop : end * hop] = sound[:, 0].tanh_()
+        return out
+
+    def _decode(
+        self,
+        tokens: Tokens,
+        size: tuple[int, ...],
+        *,
+        seed: int | list[int] = 0,
+        noise: bool | tuple[Tensor, ...] = True,
+    ) -> Tensor:
+        """Decode tokens.
+
+        Args:
+            seed: of the noise; a list holds one for each item.
+            noise: False leaves it out; tensors `(b or 1, 1, t)`, one for each decoder block, are used as they are.
+
+        Raises:
+            ValueError: a seed that is no int, or noise of other shapes.
+        """
+        return self.decode_vectors(self.quantizer.decode(tokens.data).to(self.dtype), self._noise(tokens, seed, noise))
+
+    def _noise(self, tokens: Tokens, seed: int | list[int], noise: bool | tuple[Tensor, ...]) -> NoiseSource | None:
+        name = f"{self.info.name}.decode"
+        if noise is False or not self.config.noise:
+            return None
+        if noise is not True:
+            return _given_noise(name, noise, self.config, len(tokens), tokens.positions[0])
+        return PositionNoise(_seeds(name, seed, len(tokens)), device=self.device, dtype=self.dtype)
+
+    def _check_options(self, options: dict[str, Any], batch: int) -> None:
+        super()._check_options(options, batch)
+        if not self.config.noise:
+            for key in ("seed", "noise"):
+                if key in options:
+                    raise ValueError(f"{self.info.name}.decode: this tokenizer has no option {key!r}: its decoder draws no noise.")
+
+    def _stream(self, *, depth: int | None = None, seed: int | list[int] = 0, noise: bool = True) -> "SnacStream":
+        if depth is not None:
+            self._check_depth(depth)
+        return SnacStream(self, depth=depth, seed=seed, noise=noise)
+
+    # -- the public release's format ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_public(cls, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> SnacConfig:
+        return _config_from_public(config)
+
+    @classmethod
+    def rename_public(cls, tensors: dict[str, Tensor], config: SnacConfig) -> dict[str, Tensor]:
+        return _rename_public(tensors, config)
+
+
+class SnacStream(Stream):
+    """Codes as soon as what they depend on is there, and sound likewise; what is still needed is kept, and nothing else.
+
+    Every call computes the neighbours of what it gives anew, so chunks of a second or more are the cheapest.
+    """
+
+    tok: Snac
+
+    def __init__(self, tok: Snac, *, depth: int | None, seed: int | list[int], noise: bool) -> None:
+        super().__init__(tok)
+        self._depth, self._seed, self._noise = depth, seed, noise
+        self._sound: Tensor | None = None  # (b, s) from sample `_sound_start` on
+        self._vectors: Tensor | None = None  # (b, frames, c) from frame `_vectors_start` on
+        self._sound_start = self._vectors_start = 0
+        self._encoded = self._decoded = 0  # frames
+        self._encoder_steps: list[Step] | None = None
+
+    def _encode(self, x: Tensor, *, last: bool) -> Tensor | None:
+        tok, hop = self.tok, self.tok.config.hop
+        self._sound = x[:, 0] if self._sound is None else torch.cat([self._sound, x[:, 0]], 1)
+        taken, multiple = self._sound_start + self._sound.shape[1], tok.config.frame_multiple
+        if last:
+            total = tok._legal_size((taken,))[0]
+            self._sound = F.pad(self._sound, (0, total - taken))
+            ready = total // hop
+        else:
+            total, ready = _ENDLESS, self._ready(tok.config.encoder_geometry(), self._encoded, taken, taken // hop, 1)
+        if ready <= self._encoded:
+            return None
+        self._encoder_steps = steps = self._encoder_steps or tok.encoder.steps()
+        parts, levels = [], tok._levels_of(self._depth)
+        for start, end in tok._chunks(ready - self._encoded):
+            out = Stretch(self._encoded + start, self._encoded + end)
+            rows = [run(steps, item[:, None], out, start=self._sound_start, total=total) for item in self._sound]
+            parts.append(tok.quantizer.encode(torch.stack(rows), levels=levels))
+        self._encoded = ready
+        keep = max(0, needed(steps, Stretch(ready, ready + multiple)).start) - self._sound_start
+        self._sound, self._sound_start = self._sound[:, keep:].clone(), self._sound_start + keep
+        return torch.cat(parts, 1)
+
+    def _decode(self, tokens: Tokens | None, *, last: bool) -> Tensor | None:
+        tok, hop = self.tok, self.tok.config.hop
+        if tokens is not None:
+            vectors = tok.quantizer.decode(tokens.data).to(tok.dtype)
+            self._vectors = vectors if self._vectors is None else torch.cat([self._vectors, vectors], 1)
+        if self._vectors is None:
+            return None
+        b, taken, multiple = len(self._vectors), self._vectors_start + self._vectors.shape[1], tok.config.frame_multiple
+        if last and taken % multiple:
+            frames = tok.config.level_strides[0]
+            name, found = f"{tok.info.name}.stream.decode", taken // frames
+            raise ValueError(f"{name}: {found} positions in all. Needed: a multiple of {multiple // frames}, as encode() gives.")
+        total = taken if last else _ENDLESS
+        ready = taken if last else self._ready(tok.config.decoder_geometry(), self._decoded, taken, taken, hop)
+        if ready <= self._decoded:
+            return None
+        source: NoiseSource | None = None
+        if self._noise and tok.config.noise:
+            source = PositionNoise(_seeds(f"{tok.info.name}.stream", self._seed, b), device=tok.device, dtype=tok.dtype)
+        parts = self._vectors.new_empty(b, 1, (ready - self._decoded) * hop)
+        for i, item in enumerate(self._vectors):
+            steps = tok.decoder.steps(None if source is None else _column(source, i))
+            for start, end in tok._chunks(ready - self._decoded):
+                out = Stretch((self._decoded + start) * hop, (self._decoded + end) * hop)
+                sound = run(steps, item, out, start=self._vectors_start, total=total)
+                parts[i, 0, start * hop : end * hop] = sound[:, 0].tanh_()
+        self._decoded = ready
+        keep = max(0, needed(tok.config.decoder_geometry(), Stretch(ready * hop, ready * hop + 1)).start) - self._vectors_start
+        self._vectors, self._vectors_start = self._vectors[:, keep:].clone(), self._vectors_start + keep
+        return parts
+
+    def _ready(self, chain: list[Geometry], done: int, taken: int, most: int, step: int) -> int:
+        """Frames whose results depend on nothing beyond `taken`; `step` outputs belong to a frame."""
+        multiple, frames = self.tok.config.frame_multiple, done
+        while frames + multiple <= most and needed(chain, Stretch(done * step, (frames + multiple) * step)).end <= taken:
+            frames += multiple
+        return frames
+
+
+# -- noise -------------------------------------------------------------------------------------------------------------------------
+
+
+def _column(noise: NoiseSource, item: int) -> NoiseSource:
+    """Noise of one item."""
+
+    def one(block: int, positions: Stretch) -> Tensor:
+        columns = noise(block, positions)
+        return columns[:, min(item, columns.shape[1] - 1), None]
+
+    return one
+
+
+def _seeds(name: str, seed: int | list[int], batch: int) -> list[int]:
+    seeds = seed if isinstance(seed, list) else [seed]
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in seeds) or len(seeds) not in (1, batch):
+        raise ValueError(f"{name}: seed={seed!r}. Needed: an int, or a list of one for each of the {batch} items.")
+    return seeds if len(set(seeds)) > 1 else seeds[:1]
+
+
+def _given_noise(name: str, noise: Any, config: SnacConfig, batch: int, positions: int) -> NoiseSource:
+    """Noise that the caller has drawn."""
+    lengths, t = [], positions * config.level_strides[0]
+    for stride in config.decoder_strides:
+        t *= stride
+        lengths.append(t)
+    if not isinstance(noise, tuple) or not all(isinstance(part, Tensor) for part in noise):
+        raise ValueError(f"{name}: noise is a {type(noise).__name__}. Needed: True, False, or a tuple of tensors.")
+    shapes = [tuple(part.shape) for part in noise]
+    if shapes not in ([(b, 1, t) for t in lengths] for b in (1, batch)):
+        raise ValueError(f"{name}: noise has the shapes {shapes}. Needed: {[(batch, 1, t) for t in lengths]}.")
+    return lambda block, positions: noise[block][:, 0, positions[0] : positions[1]].t()
+
+
+# -- reading the public release ----------------------------------------------------------------------------------------------------
+
+_PUBLIC = {
+    "sampling_rate": "sample_rate",
+    "encoder_dim": "encoder_width",
+    "encoder_rates": "encoder_strides",
+    "decoder_dim": "decoder_width",
+    "decoder_rates": "decoder_strides",
+    "attn_window_size": "attention_window",
+    "codebook_size": "codebook_size",
+    "codebook_dim": "codebook_dim",
+    "vq_strides": "level_strides",
+    "noise": "noise",
+    "depthwise": "depthwise",
+}
+# What the public class takes where config.json is silent; it is another model than our default.
+_PUBLIC_DEFAULTS = {
+    "sampling_rate": 44100,
+    "encoder_dim": 64,
+    "encoder_rates": [3, 3, 7, 7],
+    "decoder_dim": 1536,
+    "decoder_rates": [7, 7, 3, 3],
+    "attn_window_size": 32,
+    "codebook_size": 4096,
+    "codebook_dim": 8,
+    "vq_strides": [8, 4, 2, 1],
+    "noise": True,
+    "depthwise": True,
+}
+
+
+def _config_from_public(config: Mapping[str, Any]) -> SnacConfig:
+    """Translate the constructor arguments of the public class.
+
+    Raises:
+        ValueError: no known key, an unknown one, or a latent width other than the encoder's.
+    """
+    unknown = [key for key in config if key not in _PUBLIC and key != "latent_dim"]
+    if unknown or not any(key in _PUBLIC for key in config):
+        what = f"the unknown keys {', '.join(unknown)}" if unknown else "no known key"
+        raise ValueError(f"snac: config.json holds {what}. Known: {', '.join(_PUBLIC)}, latent_dim.")
+    out = SnacConfig.from_dict({ours: config.get(key, _PUBLIC_DEFAULTS[key]) for key, ours in _PUBLIC.items()})
+    if config.get("latent_dim") not in (None, out.latent_width):
+        found, allowed = config["latent_dim"], f"{out.latent_width}, the width of the encoder, or none"
+        raise ValueError(f"snac: latent_dim={found!r} in config.json. Allowed: {allowed}.")
+    return out
+
+
+_UNIT = {"block.0.": "snake_in.", "block.1.": "conv.", "block.2.": "snake_out.", "block.3.": "mix."}
+
+
+def _rename_public(tensors: dict[str, Tensor], config: SnacConfig) -> dict[str, Tensor]:
+    """Fold the weight norm and give public tensors our names; a name that is not known stays as it is."""
+    names = {**_encoder_names(config), **_decoder_names(config)}
+    for level in range(len(config.level_strides)):
+        start = f"quantizer.quantizers.{level}."
+        names[start + "codebook.weight"] = f"quantizer.levels.{level}.quantizer.codebook"
+        names[start + "in_proj."] = f"quantizer.levels.{level}.project_in."
+        names[start + "out_proj."] = f"quantizer.levels.{level}.project_out."
+    out: dict[str, Tensor] = {}
+    for key, value in fold_weight_norm(tensors).items():
+        if key.endswith(".rel_pos.inv_freq"):
+            continue  # a constant of the rotary positions
+        start = max((start for start in names if key.startswith(start)), key=len, default="")
+        new = names.get(start, "") + key.removeprefix(start)
+        if new.endswith((".project_in.weight", ".project_out.weight")):
+            value = value[..., 0]
+        out[new] = value
+        if new.endswith(".quantizer.codebook"):
+            start = new.removesuffix("codebook")
+            out[start + "cluster_size"] = torch.ones(len(value))
+            out[start + "initialized"] = torch.tensor(True)
+            out[start + "clock.steps"] = torch.tensor(0)
+    return out
+
+
+def _encoder_names(config: SnacConfig) -> dict[str, str]:
+    names, count = {"encoder.block.0.": "encoder.conv_in."}, len(config.encoder_strides)
+    for i in range(count):
+        public, ours = f"encoder.block.{i + 1}.block.", f"encoder.blocks.{i}."
+        for unit in range(len(_DILATIONS)):
+            names |= {f"{public}{unit}.{old}": f"{ours}units.{unit}.{new}" for old, new in _UNIT.items()}
+        names[f"{public}{len(_DILATIONS)}."] = ours + "snake."
+        names[f"{public}{len(_DILATIONS) + 1}."] = ours + "down."
+    if config.attention_window is not None:
+        count += 1
+        names[f"encoder.block.{count}."] = "encoder.attention."
+    names[f"encoder.block.{count + 1}."] = "encoder.conv_out."
+    return names
+
+
+def _decoder_names(config: SnacConfig) -> dict[str, str]:
+    convs = 2 if config.depthwise else 1
+    names = {f"decoder.model.{i}.": f"decoder.conv_in.{i}." for i in range(convs)}
+    at = convs
+    if config.attention_window is not None:
+        names[f"decoder.model.{at}."] = "decoder.attention."
+        at += 1
+    for i in range(len(config.decoder_strides)):
+        public, ours, first = f"decoder.model.{at + i}.block.", f"decoder.blocks.{i}.", 2
+        names[public + "0."], names[public + "1."] = ours + "snake.", ours + "up."
+        if config.noise:
+            names[public + "2.linear."], first = ours + "strength.", 3
+        for unit in range(len(_DILATIONS)):
+            names |= {f"{public}{first + unit}.{old}": f"{ours}units.{unit}.{new}" for old, new in _UNIT.items()}
+    at += len(config.decoder_strides)
+    names[f"decoder.model.{at}."], names[f"decoder.model.{at + 1}."] = "decoder.snake.", "decoder.conv_out."
+    return names
