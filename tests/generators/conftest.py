@@ -69,12 +69,26 @@ _STACKS = dict(width=16, heads=2, encoder_depth=1, decoder_depth=1)
 _HEAD = dict(head_width=16, head_depth=1, head_heads=2, class_tokens=2, mask_from=0.4)
 _FLOW = dict(flow_width=16, flow_depth=1, flow_head=8)
 
+def frames(**more):
+    return codes((6,), (7, 5, 6), modality="audio", extent=(600,), residual=True, sample_rate=100.0, **more)
+
+
+def even_grid(**more):
+    return codes((4, 2), (7, 5), **more)
+
+
 SMALL: dict[str, Small] = {
+    "autoregressive_line": Small("autoregressive", line, _TRANSFORMER),
+    "autoregressive_grid": Small("autoregressive", grid, _TRANSFORMER),
+    "autoregressive_delay": Small("autoregressive", frames, {**_TRANSFORMER, "pattern": "delay"}),
+    "autoregressive_flat": Small("autoregressive", grid, {**_TRANSFORMER, "pattern": "flat"}),
     "elm_grid": Small("elm", grid, _TRANSFORMER),
     "elm_line": Small("elm", line, _TRANSFORMER),
     "elm_masked": Small("elm", grid, {**_TRANSFORMER, "order": "masked", "label_smoothing": 0.0}, {"steps": 3}, 240),
     "flowar": Small("flowar", image_latents, {**_STACKS, **_FLOW}, {"steps": 3}),
     "flowar_cross": Small("flowar", image_latents, {**_STACKS, **_FLOW, "cross": True}, {"steps": 3}),
+    "token_shuffle": Small("token_shuffle", even_grid, {**_TRANSFORMER, "window": 2}),
+    "token_shuffle_1": Small("token_shuffle", even_grid, {**_TRANSFORMER, "window": 1}),
     "tokenbridge": Small("tokenbridge", grid, {**_STACKS, **_HEAD}, {"steps": 3}),
     "tokenbridge_embedded": Small("tokenbridge", grid, {**_STACKS, **_HEAD, "embed_codes": True, "order": (1, 0)}, {"steps": 6}),
     "xar_cell": Small("xar", image_latents, {**_STACKS, "side": 2}, {"steps": 3}),
