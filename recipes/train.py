@@ -1,14 +1,16 @@
 """`zoo train CONFIG.yaml [overrides]`: LightningCLI on one recipe, resumable, exporting a folder that `zoo.load` reads."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import Tensor
 
+from recipes.sharding import full
 from zoo.checkpoint import write_folder
 
 __all__ = ["ExportTokenizer", "RecipeCLI", "export_checkpoint", "main"]
@@ -16,11 +18,11 @@ __all__ = ["ExportTokenizer", "RecipeCLI", "export_checkpoint", "main"]
 logger = logging.getLogger(__name__)
 
 
-def export_tokenizer(tokenizer: Any, folder: Path) -> Path:
-    """Write a tokenizer as a folder of our own format."""
+def export_tokenizer(tokenizer: Any, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> Path:
+    """Write a tokenizer as a folder of our own format; `tensors` stand in for its own."""
     from zoo.publishing import folder_config
 
-    tensors = {key: value.detach().cpu() for key, value in tokenizer.state_dict().items()}
+    tensors = {key: value.detach().cpu() for key, value in (tensors or tokenizer.state_dict()).items()}
     return write_folder(folder, config=folder_config(tokenizer), tensors=tensors, overwrite=True)
 
 
@@ -28,8 +30,11 @@ class ExportTokenizer(Callback):
     """Write the trained tokenizer (the averaged weights where there are any) to `<run>/tokenizer` at the end."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and not trainer.fast_dev_run and hasattr(pl_module, "tokenizer"):
-            folder = export_tokenizer(pl_module.tokenizer, Path(trainer.default_root_dir) / "tokenizer")
+        if trainer.fast_dev_run or not hasattr(pl_module, "tokenizer"):
+            return
+        tensors = {key: full(value) for key, value in pl_module.tokenizer.state_dict().items()}
+        if trainer.is_global_zero:
+            folder = export_tokenizer(pl_module.tokenizer, Path(trainer.default_root_dir) / "tokenizer", tensors)
             logger.info("wrote %s", folder)
 
 

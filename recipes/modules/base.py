@@ -2,15 +2,18 @@
 
 import hashlib
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import zoo
+from recipes.sharding import shard
 
-__all__ = ["TokenizerRecipe", "warmup_cosine"]
+__all__ = ["TokenizerRecipe", "training_attention", "warmup_cosine"]
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
@@ -19,6 +22,14 @@ def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def training_attention(device: torch.device) -> Any:
+    """Attention by plain matrix products on a CPU, whose fused backward is slow on short sequences.
+
+    A step of flextok_nano at batch 32 took 0.223 s instead of 0.337 s of one core's time.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 class TokenizerRecipe(LightningModule):
@@ -59,6 +70,13 @@ class TokenizerRecipe(LightningModule):
         self.warmup_steps = warmup_steps
         self.final_rate = final_rate
         self.seed = seed
+        self._sharded = False
+
+    def configure_model(self) -> None:
+        """Shard the model where the strategy asks for it (ModelParallelStrategy)."""
+        if self._device_mesh is not None and not self._sharded:
+            shard(self, self._device_mesh["data_parallel"])
+            self._sharded = True
 
     def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Named parameters the optimizer moves."""
