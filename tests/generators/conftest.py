@@ -67,10 +67,15 @@ def image_latents(**more):
 
 _STACKS = dict(width=16, heads=2, encoder_depth=1, decoder_depth=1)
 _HEAD = dict(head_width=16, head_depth=1, head_heads=2, class_tokens=2, mask_from=0.4)
+_RESGEN = dict(width=16, depth_blocks=1, heads=2, code_width=4, components=6, rank=2)
 _FLOW = dict(flow_width=16, flow_depth=1, flow_head=8)
 
 def frames(**more):
     return codes((6,), (7, 5, 6), modality="audio", extent=(600,), residual=True, sample_rate=100.0, **more)
+
+
+def residual(**more):
+    return codes((3, 2), (9, 9, 9), residual=True, **more)
 
 
 def even_grid(**more):
@@ -87,6 +92,7 @@ SMALL: dict[str, Small] = {
     "elm_masked": Small("elm", grid, {**_TRANSFORMER, "order": "masked", "label_smoothing": 0.0}, {"steps": 3}, 240),
     "flowar": Small("flowar", image_latents, {**_STACKS, **_FLOW}, {"steps": 3}),
     "flowar_cross": Small("flowar", image_latents, {**_STACKS, **_FLOW, "cross": True}, {"steps": 3}),
+    "resgen": Small("resgen", residual, _RESGEN, {"steps": 3}),
     "token_shuffle": Small("token_shuffle", even_grid, {**_TRANSFORMER, "window": 2}),
     "token_shuffle_1": Small("token_shuffle", even_grid, {**_TRANSFORMER, "window": 1}),
     "tokenbridge": Small("tokenbridge", grid, {**_STACKS, **_HEAD}, {"steps": 3}),

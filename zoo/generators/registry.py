@@ -16,7 +16,7 @@ from zoo.registry import UnknownNameError, Weights
 
 __all__ = ["FAMILIES", "GeneratorEntry", "find", "info", "list_models"]
 
-FAMILIES: tuple[str, ...] = ("autoregressive", "elm", "flowar", "token_shuffle", "tokenbridge", "xar")
+FAMILIES: tuple[str, ...] = ("autoregressive", "elm", "flowar", "resgen", "token_shuffle", "tokenbridge", "xar")
 
 
 @dataclass(frozen=True, kw_only=True)
