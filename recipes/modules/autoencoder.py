@@ -12,14 +12,10 @@ from torch import Tensor
 
 from recipes.modules.adversarial import AdversarialRecipe, Reconstruction
 from zoo.quantizers.base import Quantized
-from zoo.quantizers.usage import UsageMonitor
 from zoo.transforms.nested_dropout import powers_of_two
 from zoo.transforms.quality import psnr_db
 
 __all__ = ["AutoencoderRecipe"]
-
-_COUNTED = 2**20  # largest codebook whose use is counted
-_ALL = 2**40  # codes to look back on: all of a validation
 
 
 class _Passed(NamedTuple):
@@ -131,10 +127,6 @@ class AutoencoderRecipe(AdversarialRecipe):
         self.quantizer_weight, self.kl_weight = quantizer_weight, kl_weight
         if depth_dropout:
             self.tokenizer.quantizer.dropout, self.tokenizer.quantizer.dropout_per = depth_dropout, "item"
-        info = self.tokenizer.info
-        counted = info.discrete and family != "tokenbridge" and max(info.vocabulary) <= _COUNTED
-        # In a list it is no part of the module, so averaged weights leave its counts alone.
-        self._usage = [UsageMonitor(codebook_size=max(info.vocabulary), depth=info.depth, window=_ALL)] if counted else []
 
     def last_layer(self) -> Tensor:
         return self.way.last_layer(self.tokenizer)
@@ -153,27 +145,18 @@ class AutoencoderRecipe(AdversarialRecipe):
 
     # -- validation ------------------------------------------------------------------------------------------------------------
 
-    def on_validation_epoch_start(self) -> None:
-        for usage in self._usage:
-            usage.to(self.device).reset()
-
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """PSNR of the likeliest codes (of each power of two of residual levels), and which codes are used at all."""
         x, tok = batch.images, self.tokenizer
         passed = self.way.through(tok, x, None)
         values = {"psnr_db": psnr_db(x, passed.images).mean()}
-        for usage in self._usage:
-            usage.update(passed.quantized.codes)
+        if passed.quantized is not None:
+            self.count_codes(passed.quantized.codes)
         if tok.info.residual:
             for depth in powers_of_two(tok.info.depth):
                 y = tok.decode_latents(tok.quantizer.decode(passed.quantized.codes[..., :depth]))
                 values[f"psnr_db_d{depth}"] = psnr_db(x, y).mean()
         self.log_scores("val", values, batch_size=len(x))
-
-    def on_validation_epoch_end(self) -> None:
-        for usage in self._usage:
-            found = usage.compute()
-            self.log_dict({f"val/{name}": found[name].mean() for name in ("used_fraction", "perplexity")})
 
 
 _LOGGED = ("used_fraction", "perplexity", "revived_codes", "commitment", "confidence", "sample_entropy", "batch_entropy")

@@ -12,12 +12,16 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
 
 import recipes.train
 import zoo
 from recipes.data.latents import LatentBatch
 from recipes.modules.flextok import FlexTokRecipe
+from recipes.train import export_tokenizer
 from zoo.layers.flow import draw_noise_levels
+from zoo.layers.maskgit_vqgan import MaskGITDecoder, MaskGITEncoder
 from zoo.transforms.nested_dropout import draw_keep
 
 CONFIGS = Path(recipes.train.__file__).parent / "configs"
@@ -33,6 +37,11 @@ TOY = {
     "ibq": dict(CNN, codebook_size=16, latent_channels=8, z_channels=8, attention_sides=[8]),
     "open_magvit2": dict(CNN, bits=6),
     "tokenbridge": dict(CNN, latent_channels=4, encoder_attention=[2]),
+    "titok": dict(
+        image_size=32, patch=4, latent_tokens=6, channels=4, codebook_size=16, encoder_width=16, encoder_depth=1, encoder_heads=2,
+        decoder_width=16, decoder_depth=1, decoder_heads=2, proxy_codes=16, proxy_channels=8, pixel_width=32,
+        pixel_multipliers=[1, 1, 1], pixel_blocks=1,
+    ),
     "dc_ae": dict(
         latent_channels=4, block_channels=[8, 16, 16], conv_resolutions=2, head_width=8, image_size=32, encoder_layers=[1, 1, 1],
         decoder_layers=[1, 1, 1], attention_kernels=[0, 0, 5], decoder_norms=["rms_norm"] * 3, decoder_activations=["silu"] * 3,
@@ -53,7 +62,7 @@ def pictures(tmp_path_factory):
 
 
 def test_every_recipe_is_found():
-    assert len(NAMES) == 24, "a recipe came or went: set the count, and see that it is stepped below"
+    assert len(NAMES) == 34, "a recipe came or went: set the count, and see that it is stepped below"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -68,6 +77,19 @@ def test_header_and_size(name):
     assert sum(value.numel() for value in tok.state_dict().values()) == zoo.info(tokenizer).parameters
 
 
+def toy_proxy(folder, in_zoo):
+    """A tokenizer whose codes TiTok's first stage names: a folder of the zoo, or a file of the public layout."""
+    torch.manual_seed(0)
+    if in_zoo:
+        return export_tokenizer(zoo.create("rvq_nano", info_name="rvq_nano", **TOY["rqvae"]), folder / "proxy")
+    sizes = dict(channels=8, width=32, multipliers=(1, 1, 1), blocks=1)
+    parts = {"encoder": MaskGITEncoder(**sizes), "decoder": MaskGITDecoder(**sizes), "quantize.embedding": nn.Embedding(16, 8)}
+    tensors = {f"{part}.{key}": value for part, module in parts.items() for key, value in module.state_dict().items()}
+    path = folder / "maskgit.safetensors"
+    save_file(tensors, path)
+    return path
+
+
 def toy_recipe(name, pictures, folder):
     """Write a recipe at toy size on ImageDataModule into `folder`."""
     config = yaml.safe_load((CONFIGS / name).read_text())
@@ -79,6 +101,9 @@ def toy_recipe(name, pictures, folder):
     config["model"]["init_args"] |= {"overrides": dict(toy)}
     if config["model"]["init_args"].get("adversary"):
         config["model"]["init_args"]["adversary"] |= {"start": 1, "width": 8, "layers": 1}
+    if config["model"]["init_args"].get("proxy"):
+        in_zoo = config["model"]["init_args"]["proxy"] in zoo.list_models()
+        config["model"]["init_args"] |= {"pixel_start": 1, "proxy": str(toy_proxy(folder, in_zoo))}
     if "vae" in config["model"]["init_args"]:
         config["model"]["init_args"]["vae"] = None
     if "alignment_network" in config["model"]["init_args"]:
