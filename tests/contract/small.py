@@ -147,10 +147,21 @@ def _dac_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
     return _distance(x[..., : y.shape[2]], y) + (commitment + codebook).mean()
 
 
+def _encodec_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
+    return _distance(x, tok.decoder_chain().push(tok.encoder_chain().push(x, last=True), last=True))
+
+
 def _snac_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
     quantized = tok.quantizer(tok.encode_vectors(x))
     noise = PositionNoise([int(torch.randint(1 << 30, (), generator=draws))], device=x.device, dtype=x.dtype)
     return _distance(x, tok.decode_vectors(quantized.x, noise)) + quantized.loss
+
+
+def _speech_tokenizer_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
+    quantized = tok.quantizer(tok.encode_vectors(x))
+    taught = tok.semantic_features(x)
+    teacher = torch.randn(taught.shape, generator=draws)
+    return _distance(x, tok.decode_vectors(quantized.x)[..., : x.shape[2]]) + quantized.loss + _distance(taught, teacher)
 
 
 def _vidtok_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
@@ -202,6 +213,14 @@ SMALL: dict[str, Small] = {
         loss=_elm_loss,
         step=lambda tok, data: _elm_decode(tok, tok.quantizer.decode(data)),
     ),
+    "encodec": Small(
+        config=lambda entry: dict(
+            sample_rate=60, width=4, strides=(3, 2), latent_channels=8, num_codebooks=16 if entry["normalize"] else 3,
+            codebook_size=1024 if entry["normalize"] else 16, lstm_layers=1, chunk_samples=entry["chunk_samples"] and 60,
+        ),
+        loss=_encodec_loss,
+        step=lambda tok, data: tok.decoder_chain().push(tok.lookup(data.transpose(1, 2)), last=True),
+    ),
     "flextok": Small(
         config=lambda entry: dict(
             latent_channels=4, vae_channels=(8, 8), vae_layers=1, vae_groups=4, vae_scaling=0.7, grid=4, registers=6,
@@ -245,6 +264,13 @@ SMALL: dict[str, Small] = {
             attention_window=entry["attention_window"] and 16, codebook_size=64, codebook_dim=4,
         ),
         loss=_snac_loss,
+        step=lambda tok, data: tok.decode_vectors(tok.quantizer.decode(data)),
+    ),
+    "speech_tokenizer": Small(
+        config=lambda entry: dict(
+            width=4, strides=(3, 2), channels=8, semantic_channels=6, codebook_size=32, num_codebooks=min(4, entry["num_codebooks"])
+        ),
+        loss=_speech_tokenizer_loss,
         step=lambda tok, data: tok.decode_vectors(tok.quantizer.decode(data)),
     ),
     "titok": Small(
