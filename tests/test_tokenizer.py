@@ -563,11 +563,16 @@ def test_pictures_in_and_out():
     assert tok.to(torch.bfloat16).preprocess(Image.new("RGB", (20, 10))).dtype == torch.bfloat16
 
 
-def test_sounds_have_no_pictures():
-    with pytest.raises(ValueError, match=r"stand_in_waves\.preprocess: .*\(b, 1, samples\)"):
-        Waves().preprocess("x.wav")
-    with pytest.raises(ValueError, match=r"stand_in_waves\.postprocess: "):
-        Waves().postprocess(torch.zeros(1, 1, 8))
+def test_sounds_are_read_at_the_rate_of_the_tokenizer():
+    tok = Waves()
+    x = torch.linspace(-1, 1, 50)
+    assert torch.equal(tok.preprocess(x, sample_rate=tok.info.sample_rate), x[None, None])
+    assert tok.preprocess(x, sample_rate=2 * tok.info.sample_rate).shape == (1, 1, 25)
+    (array,) = tok.postprocess(x[None, None])
+    assert array.tolist() == [x.tolist()]
+    with pytest.raises(ValueError, match=r"stand_in_waves\.preprocess: sound has no size"):
+        tok.preprocess(x, size=4)
+
 
 
 def test_gradients_are_the_callers_choice():

@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -281,31 +282,94 @@ class Tokenizer(nn.Module):
 
     # -- what people have <-> x ----------------------------------------------------------------------------------------------------
 
-    def preprocess(self, source: Any, *, size: int | tuple[int, int] | None = None, crop: bool = True) -> Tensor:
+    def preprocess(
+        self,
+        source: Any,
+        *,
+        size: int | tuple[int, int] | None = None,
+        crop: bool = True,
+        sample_rate: int | None = None,
+    ) -> Tensor:
         """Turn what people have into `x` on this tokenizer's device.
 
         Args:
-            source: for pictures a path, PIL image, numpy array `(h, w, 3)` uint8 or tensor, or a list of them.
-            size: sides `(h, w)` or the short side; None takes the native size.
-            crop: cut the centre to `size`; False keeps the aspect ratio (one picture at a time).
+            source: a path, or for pictures a PIL image, uint8 array `(h, w, 3)` or tensor; for video an array `(t, h, w, 3)`, a
+                tensor or a list of frames; for sound an array or tensor `(samples,)` or `(channels, samples)`; or a list of them.
+            size: pictures and video: sides `(h, w)` or the short side; None takes the native size.
+            crop: pictures and video: cut the centre to `size`; False keeps the aspect ratio (one at a time).
+            sample_rate: sound: samples per second of an array or tensor; files know their own. It is resampled to that of the
+                tokenizer, and its channels are copied or averaged to the number the tokenizer takes.
 
         Returns:
-            `(b, 3, h, w)` float32 in [-1, 1].
+            `(b, 3, h, w)`, `(b, 3, t, h, w)` or `(b, channels, samples)` in [-1, 1].
+
+        Raises:
+            TypeError: something that is no picture, clip or sound.
+            ValueError: no such file, a damaged one, values, shapes, sizes or rates that are not allowed, or items that do not fit
+                one batch.
         """
-        if self.info.modality != "image":
-            needed = self._needed_shape
-            raise ValueError(f"{self.info.name}.preprocess: only pictures are read here. Give encode() tensors {needed}.")
-        from zoo.media import read_images
+        name, modality = f"{self.info.name}.preprocess", self.info.modality
+        if modality == "audio":
+            if size is not None or not crop:
+                raise ValueError(f"{name}: sound has no size to change. Leave size and crop out.")
+            if self.info.sample_rate is None:
+                raise ValueError(f"{name}: the entry states no sample rate. Give encode() tensors {self._needed_shape}.")
+            from zoo.media.audio import read_sounds
 
-        return read_images(source, size=self.info.native_size if size is None else size, crop=crop).to(self.device, self.dtype)
+            x = read_sounds(source, sample_rate=sample_rate, target_rate=self.info.sample_rate, channels=self.in_channels)
+            return x.to(self.device, self.dtype)
+        if sample_rate is not None:
+            raise ValueError(f"{name}: sample_rate={sample_rate}, but this tokenizer is for {modality}. Leave it out.")
+        size = self.info.native_size if size is None else size
+        if modality == "video":
+            from zoo.media.video import read_videos
 
-    def postprocess(self, x: Tensor) -> list[Any]:
-        """Turn a decoded batch into PIL images; values are clamped to [-1, 1] and rounded to 8 bits."""
-        if self.info.modality != "image":
-            raise ValueError(f"{self.info.name}.postprocess: only pictures are made here. Use the tensor that decode() gives.")
-        from zoo.media import to_pil
+            return read_videos(source, size=size, crop=crop).to(self.device, self.dtype)
+        from zoo.media.image import read_images
 
-        return to_pil(x)
+        return read_images(source, size=size, crop=crop).to(self.device, self.dtype)
+
+    def postprocess(self, x: Tensor, *, path: str | Path | None = None, frame_rate: float | None = None) -> list[Any]:
+        """Turn a decoded batch into what people use; values are clamped to [-1, 1].
+
+        Args:
+            x: as `decode` gives it.
+            path: also write the item (one) to this file: a picture in any format of PIL, sound as wav, flac, ogg or mp3, video as
+                mp4 in H.264. The file is whole or not there.
+            frame_rate: of the video that is written; 25 where nothing is said.
+
+        Returns:
+            One object for each item: a PIL image, a uint8 array `(t, h, w, 3)` of frames, or a float32 array
+            `(channels, samples)`.
+
+        Raises:
+            ValueError: another shape, NaN, several items for one file, or a format that cannot hold it.
+        """
+        name, modality = f"{self.info.name}.postprocess", self.info.modality
+        if frame_rate is not None and (modality != "video" or path is None):
+            raise ValueError(f"{name}: frame_rate={frame_rate} goes with a video and a path only. Leave it out.")
+        if path is not None and len(x) != 1:
+            raise ValueError(f"{name}: {len(x)} items for the one file {path}. Give one, such as x[:1].")
+        if modality == "audio":
+            from zoo.media.audio import to_arrays, write_sound
+
+            arrays = to_arrays(x)
+            if path is not None:
+                write_sound(x, path, sample_rate=self.info.sample_rate or 0)
+            return arrays
+        if modality == "video":
+            from zoo.media.video import to_frames, write_video
+
+            clips = to_frames(x)
+            if path is not None:
+                write_video(x, path, frame_rate=25.0 if frame_rate is None else frame_rate)
+            return clips
+        from zoo.media.image import to_pil, write_picture
+
+        pictures = to_pil(x)
+        if path is not None:
+            write_picture(pictures[0], path)
+        return pictures
 
     # -- checks --------------------------------------------------------------------------------------------------------------------
 

@@ -15,13 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Segment", "TokenSpec", "Tokens"]
+__all__ = ["FORMAT", "Segment", "TokenSpec", "Tokens", "narrowest"]
 
 Order = Literal["position", "level", "delay"]
 ORDERS: tuple[Order, ...] = ("position", "level", "delay")
 _EXTENT_AXES = {"image": 2, "video": 3, "audio": 1}
 _NORMALISATIONS = ("normalised", "raw")
-_FORMAT = "zoo-tokens-1"
+FORMAT = "zoo-tokens-1"
+"""Said in the header of a file of tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ class TokenSpec:
             raise ValueError(f"TokenSpec.from_json: {text[:80]!r} is not what to_json writes ({error}).") from error
 
 
-def _narrowest(largest: int) -> torch.dtype:
+def narrowest(largest: int) -> torch.dtype:
     """Smallest integer type that safetensors stores and that holds 0..largest."""
     for dtype, top in ((torch.uint8, 2**8), (torch.uint16, 2**16), (torch.int32, 2**31)):
         if largest < top:
@@ -562,7 +563,7 @@ class Tokens:
             raise IsADirectoryError(f"{name}: {path} is a folder. Give the name of a file.")
         data = self.data
         if self.discrete:
-            data = data.to(_narrowest(max(self.spec.vocabulary[: self.levels]) - 1))
+            data = data.to(narrowest(max(self.spec.vocabulary[: self.levels]) - 1))
         tensors = {"data": data, "extent": self.extent, **{f"side.{key}": value for key, value in self.side.items()}}
         if self.lengths is not None:
             tensors["lengths"] = self.lengths
@@ -571,7 +572,7 @@ class Tokens:
             # A copy of each: the format cannot express tensors that share memory.
             {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()},
             temporary,
-            metadata={"format": _FORMAT, "spec": self.spec.to_json()},
+            metadata={"format": FORMAT, "spec": self.spec.to_json()},
         )
         temporary.replace(path)
         return path
@@ -596,8 +597,8 @@ class Tokens:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{name}: not a readable safetensors file ({error}).") from error
         missing = [key for key in ("data", "extent") if key not in tensors] + [key for key in ("spec",) if key not in metadata]
-        if metadata.get("format") != _FORMAT or missing:
-            lack = f"it lacks {', '.join(missing)}" if missing else f"its header has no format {_FORMAT}"
+        if metadata.get("format") != FORMAT or missing:
+            lack = f"it lacks {', '.join(missing)}" if missing else f"its header has no format {FORMAT}"
             raise ValueError(f"{name}: the file holds no tokens ({lack}).")
         data = tensors["data"]
         try:

@@ -82,7 +82,7 @@ def test_version(capsys):
     [
         (["lst"], "zoo: no command 'lst'. Did you mean `zoo list`?"),
         (["show", "flextok_nan"], "zoo has no tokenizer 'flextok_nan'. Closest: flextok_nano"),
-        (["encode", "flextok_nan", ".", "out"], "holds no image files"),
+        (["encode", "flextok_nano", ".", "out"], "holds no image files"),
         (["encode", "kl_vae_nano", "missing.jpg", "out"], "zoo encode: no file or folder missing.jpg."),
         (["decode", "kl_vae_nano", "missing.safetensors", "out"], "no file or folder missing.safetensors"),
         (["list", "--where", "speed=3"], "zoo.find: no field 'speed'"),

@@ -17,8 +17,8 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "list": "list and filter the zoo",
     "show": "everything about one tokenizer",
-    "encode": "pictures to tokens",
-    "decode": "tokens to pictures",
+    "encode": "pictures, sounds or clips to tokens",
+    "decode": "tokens to pictures, sounds or clips",
     "demo": "a page that shows what a tokenizer keeps at every rate",
     "train": "run a recipe",
     "eval": "score reconstructions, write the result as JSON",

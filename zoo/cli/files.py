@@ -1,15 +1,11 @@
-"""Files in and out: what the user named, and outputs that are whole or not there. Imports no torch."""
+"""Files that the user named: what kind they are, and folders opened. Imports no torch."""
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from zoo.registry import Entry, find
 
-__all__ = ["expand_inputs", "kind_of", "refuse_other_kinds", "whole_file", "whole_folder"]
+__all__ = ["expand_inputs", "kind_of", "refuse_other_kinds"]
 
 _KINDS = {
     "image": [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"],
@@ -58,7 +54,7 @@ def expand_inputs(
 
 
 def refuse_other_kinds(paths: Sequence[Path], entry: Entry) -> None:
-    """Refuse a sound for an image tokenizer and the like, by the ending of the name.
+    """Refuse a sound for an image tokenizer and the like, by the ending of the name; a picture is a clip of one frame.
 
     Raises:
         ValueError: with the tokenizers that take such a file, or that there are none yet.
@@ -66,7 +62,7 @@ def refuse_other_kinds(paths: Sequence[Path], entry: Entry) -> None:
     words = {"image": "picture", "audio": "sound", "video": "video"}
     for path in paths:
         kind = kind_of(path)
-        if kind in (None, entry.modality):
+        if kind in (None, entry.modality) or (kind, entry.modality) == ("image", "video"):
             continue
         fitting = [other.name for other in find(modality=kind)]
         if fitting:
@@ -74,34 +70,3 @@ def refuse_other_kinds(paths: Sequence[Path], entry: Entry) -> None:
         else:
             advice = f"Tokenizers for {kind} are not yet in the zoo."
         raise ValueError(f"zoo encode: {path} is a {words[kind]}, but {entry.name} is for {words[entry.modality]}s. {advice}")
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that takes its place at the end; nothing stays when the work was stopped or failed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(path) as folder:
-        temporary = folder / path.name
-        yield temporary
-        os.replace(temporary, path)
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder whose files move into `path` together at the end; other files there are left alone."""
-    path.mkdir(parents=True, exist_ok=True)
-    with _beside(path / "x") as folder:
-        yield folder
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            target = path / file.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix=".zoo-", dir=path.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

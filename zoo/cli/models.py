@@ -11,7 +11,15 @@ from zoo.registry import info
 if TYPE_CHECKING:
     from zoo.tokenizer import Tokenizer
 
-__all__ = ["add_tile_argument", "add_tokenizer_arguments", "decode_options", "load_tokenizer", "only_pictures", "tile_option"]
+__all__ = [
+    "add_tile_argument",
+    "add_tokenizer_arguments",
+    "decode_options",
+    "known_modality",
+    "load_tokenizer",
+    "only_pictures",
+    "tile_option",
+]
 
 _TILE = 1024  # about 4 GB for the autoencoder of Stable Diffusion in float32
 
@@ -26,6 +34,17 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser, *, default: str | N
     parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="items at a time (default: %(default)s)")
 
 
+def known_modality(name: str) -> str | None:
+    """Modality of a name of the catalog; None for a folder or a repository, which must be loaded to tell.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if "/" in name or name.startswith((".", "~")) or Path(name).is_dir():
+        return None
+    return info(name).modality
+
+
 def load_tokenizer(arguments: argparse.Namespace, command: str) -> "Tokenizer":
     """Load what NAME means, on the device asked for.
 
@@ -35,8 +54,7 @@ def load_tokenizer(arguments: argparse.Namespace, command: str) -> "Tokenizer":
     name = arguments.name
     if arguments.batch_size < 1:
         raise ValueError(f"{command}: --batch-size {arguments.batch_size}. Allowed: 1 or more.")
-    if "/" not in name and not name.startswith((".", "~")) and not Path(name).is_dir():
-        info(name)
+    known_modality(name)
     from zoo.cli.progress import waiting
 
     with waiting(f"loading {name}"):

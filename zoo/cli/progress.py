@@ -1,11 +1,11 @@
 """Progress on the standard error output, only where a person looks at it and only for work that takes time."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-__all__ = ["progress", "waiting"]
+__all__ = ["progress", "steps", "waiting"]
 
 T = TypeVar("T")
 
@@ -18,19 +18,31 @@ def progress(items: Sequence[T], what: str, *, weights: Sequence[int] | None = N
         what: said beside the bar.
         weights: how much each item counts; one where None.
     """
+    sizes = [1] * len(items) if weights is None else list(weights)
+    with steps(what, sum(sizes)) as advance:
+        for item, size in zip(items, sizes, strict=True):
+            yield item
+            advance(size)
+
+
+@contextmanager
+def steps(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a bar for work that comes in pieces; gives the function that says how much was done.
+
+    Args:
+        what: said beside the bar.
+        total: all there is to do; None where nobody knows.
+    """
     if not sys.stderr.isatty():
-        yield from items
+        yield lambda done: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    sizes = [1] * len(items) if weights is None else list(weights)
     with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=sum(sizes))
-        for item, size in zip(items, sizes, strict=True):
-            yield item
-            bar.advance(task, size)
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
 
 
 @contextmanager

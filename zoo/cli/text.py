@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from zoo.registry import Entry
 
-__all__ = ["columns", "count", "licence", "plural", "rate", "tokens_by_vocabulary", "where_weights"]
+__all__ = ["columns", "count", "layout", "licence", "plural", "rate", "tokens_by_vocabulary", "where_weights"]
 
 
 def count(number: int | None) -> str:
@@ -19,6 +19,13 @@ def count(number: int | None) -> str:
 
 def plural(number: int, word: str) -> str:
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def layout(entry: Entry) -> str:
+    """Layout of the positions, and for sound the sample rate."""
+    if entry.sample_rate is None:
+        return entry.layout
+    return f"{entry.layout} {entry.sample_rate / 1000:g} kHz"
 
 
 def rate(entry: Entry) -> str:

@@ -1,7 +1,8 @@
-"""Turn pictures into tokens.
+"""Turn pictures, sounds or clips into tokens.
 
 OUT that ends in .safetensors receives all tokens in one file, in the order of the inputs (folders by name). Any other OUT is a
-folder that receives one file a picture.
+folder that receives one file an input. Sound is read from wav, flac, ogg, mp3 and aiff, video from what FFmpeg reads; where the
+tokenizer streams, memory does not grow with their length.
 """
 
 import argparse
@@ -10,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.cli.files import expand_inputs, refuse_other_kinds, whole_file
-from zoo.cli.models import add_tile_argument, add_tokenizer_arguments, load_tokenizer, only_pictures, tile_option
+from zoo.cli.files import expand_inputs, refuse_other_kinds
+from zoo.cli.models import add_tile_argument, add_tokenizer_arguments, known_modality, load_tokenizer, tile_option
 from zoo.cli.progress import progress
 from zoo.cli.text import plural
+from zoo.whole_files import whole_file
 
 if TYPE_CHECKING:
     from zoo.tokenizer import Tokenizer
@@ -26,12 +28,13 @@ ENDING = ".safetensors"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_tokenizer_arguments(parser)
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, or folders of them")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, sounds or clips, or folders of them")
     parser.add_argument("out", metavar="OUT", help="a .safetensors file, or a folder")
     rate = parser.add_argument_group("rate (all of it where nothing is said)")
     one = rate.add_mutually_exclusive_group()
     one.add_argument("--tokens", type=int, metavar="K", help="keep the first K tokens of an ordered tokenizer")
-    one.add_argument("--bits-per-pixel", type=float, metavar="R", help="the largest rate allowed")
+    one.add_argument("--bits-per-pixel", type=float, metavar="R", help="the largest rate allowed, of pictures")
+    one.add_argument("--bits-per-second", type=float, metavar="R", help="the largest rate allowed, of sound")
     one.add_argument("--quality", type=float, metavar="DB", help="for each picture the fewest tokens that reach this PSNR")
     rate.add_argument("--depth", type=int, metavar="D", help="keep the first D levels of a residual tokenizer")
     parser.add_argument("--size", metavar="S|HxW", help="resize to these sides; the native size where nothing is said")
@@ -43,23 +46,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     size = _size(arguments.size)
-    inputs = expand_inputs(arguments.inputs, command="zoo encode", kind="image")
+    kind = known_modality(arguments.name)
+    tokenizer = None
+    if kind is None:
+        tokenizer = load_tokenizer(arguments, "zoo encode")
+        kind = tokenizer.info.modality
+    inputs = expand_inputs(arguments.inputs, command="zoo encode", kind=kind)
     out = Path(arguments.out)
     targets = None if out.suffix == ENDING else _targets(inputs, out)
     if out.suffix == ENDING and out.is_dir():
         raise ValueError(f"zoo encode: OUT {out} is a folder with the name of a file. Choose another name.")
-    tokenizer = load_tokenizer(arguments, "zoo encode")
+    tokenizer = tokenizer or load_tokenizer(arguments, "zoo encode")
     from zoo.tokens import Tokens
 
     refuse_other_kinds([path for path, _ in inputs], tokenizer.info)
-    only_pictures(tokenizer, "zoo encode")
 
-    names = ("tokens", "depth", "bits_per_pixel", "quality", "seed")
+    names = ("tokens", "depth", "bits_per_pixel", "bits_per_second", "quality", "seed")
     rate = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if arguments.sample:
         rate["sample"] = True
     rate |= tile_option(tokenizer, arguments.tile)
     paths = [path for path, _ in inputs]
+    if kind != "image":
+        from zoo.cli.signals import encode_signals
+
+        _no_sizes_of_sound(arguments, kind)
+        sys.stdout.write(encode_signals(tokenizer, paths, targets, out, size=size, crop=not arguments.no_crop, rate=rate))
+        return 0
     parts: list[Tokens] = []
     batches = [range(i, min(i + arguments.batch_size, len(paths))) for i in range(0, len(paths), arguments.batch_size)]
     for rows in progress(batches, "encoding", weights=[len(rows) for rows in batches]):
@@ -73,6 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
     written = [out] if targets is None else targets
     sys.stdout.write(_report(parts, len(paths), out, sum(path.stat().st_size for path in written)))
     return 0
+
+
+def _no_sizes_of_sound(arguments: argparse.Namespace, kind: str) -> None:
+    given = [name for name, said in (("--size", arguments.size), ("--no-crop", arguments.no_crop)) if said]
+    if kind == "audio" and given:
+        raise ValueError(f"zoo encode: {' and '.join(given)} for sound, which has no sides. Leave it out.")
 
 
 def _size(text: str | None) -> int | tuple[int, int] | None:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.text import columns, count, licence, plural, rate, tokens_by_vocabulary, where_weights
+from zoo.cli.text import columns, count, layout, licence, plural, rate, tokens_by_vocabulary, where_weights
 from zoo.registry import MODALITIES, Entry, find, list_models
 
 __all__ = ["MARKERS", "configure", "markdown", "run"]
@@ -114,7 +114,7 @@ def _table(entries: list[Entry], width: int) -> str:
     rows = [
         (
             f" {entry.name}",
-            entry.layout,
+            layout(entry),
             tokens_by_vocabulary(entry),
             rate(entry),
             count(entry.parameters),
@@ -145,7 +145,7 @@ def markdown(entries: list[Entry]) -> str:
 
 
 def _put_into(path: Path, table: str) -> None:
-    from zoo.cli.files import whole_file
+    from zoo.whole_files import whole_file
 
     text = path.read_text(encoding="utf-8")
     begin, end = (text.find(marker) for marker in MARKERS)

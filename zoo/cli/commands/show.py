@@ -67,7 +67,7 @@ def _sections(entry: Entry) -> dict[str, dict[str, str | None]]:
             "native size": None if entry.native_size is None else "{} x {} px".format(*entry.native_size),
             "largest side": None if entry.max_size is None else f"{entry.max_size} px",
             "downsampling": None if entry.downsample is None else " x ".join(map(str, entry.downsample)) + " (t, h, w)",
-            "sample rate": None if entry.sample_rate is None else f"{entry.sample_rate:,} per second",
+            "sample rate": None if entry.sample_rate is None else f"{entry.sample_rate:,} samples per second",
             "frame rate": None if entry.frame_rate is None else f"{entry.frame_rate:g} positions per second",
             "channels of sound": None if entry.audio_channels is None else str(entry.audio_channels),
             "lookahead": None if entry.lookahead_frames is None else plural(entry.lookahead_frames, "frame"),

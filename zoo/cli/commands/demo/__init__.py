@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo import samples
-from zoo.cli.files import expand_inputs, whole_folder
+from zoo.cli.files import expand_inputs
 from zoo.cli.models import add_tokenizer_arguments, decode_options, load_tokenizer, only_pictures
 from zoo.cli.progress import waiting
 from zoo.cli.text import columns
+from zoo.whole_files import whole_folder
 
 if TYPE_CHECKING:
     from zoo.cli.commands.demo.ladder import Ladder

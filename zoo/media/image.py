@@ -13,13 +13,15 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-__all__ = ["from_pil", "read_images", "resize_crop", "to_pil", "to_uint8"]
+from zoo.whole_files import whole_file
+
+__all__ = ["from_pil", "open_picture", "read_images", "resize_crop", "to_pil", "to_uint8", "write_picture"]
 
 _OVERSHOOT = 1e-3
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
-def _open(source: Any) -> Image.Image:
+def open_picture(source: Any) -> Image.Image:
     """Give an RGB picture; transparency is laid on white, and the orientation in the file is applied."""
     if isinstance(source, str | Path):
         if not Path(source).is_file():
@@ -41,7 +43,7 @@ def _open(source: Any) -> Image.Image:
             raise ValueError(f"preprocess: array of shape {source.shape}. Every side must be at least 1.")
         image = Image.fromarray(source.squeeze(2) if source.ndim == 3 and source.shape[2] == 1 else source)
     elif isinstance(source, Tensor):
-        return _open(_tensor_to_array(source))
+        return open_picture(_tensor_to_array(source))
     else:
         raise TypeError(f"preprocess: {type(source).__name__} is no picture. Give a path, a PIL image, an array or a tensor.")
     image = ImageOps.exif_transpose(image)
@@ -124,7 +126,7 @@ def read_images(source: Any, *, size: int | tuple[int, int] | None, crop: bool =
         items = [source]
     if not items:
         raise ValueError("preprocess: the list of pictures is empty. Give at least one.")
-    return from_pil([resize_crop(_open(item), size, crop=crop) for item in items])
+    return from_pil([resize_crop(open_picture(item), size, crop=crop) for item in items])
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -143,3 +145,16 @@ def to_pil(x: Tensor) -> list[Image.Image]:
     if bool(x.isnan().any()):
         raise ValueError("postprocess: the tensor holds NaN, so it is no picture.")
     return [Image.fromarray(item) for item in to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def write_picture(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture to a file that is whole or not there; the ending chooses the format.
+
+    Raises:
+        ValueError: an ending that is none of a picture.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"postprocess: {path} ends in {path.suffix or 'nothing'}, which is no format of pictures. Use .png.")
+    with whole_file(path) as temporary:
+        picture.save(temporary)
