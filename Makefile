@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALLED_FROM := pyproject.toml constraints.txt requirements-weights.txt
-EXTRAS := audio,video,eval,board,test
+EXTRAS := audio,audio-eval,video,eval,board,test
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint readme clean

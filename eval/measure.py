@@ -25,6 +25,7 @@ class PointMeter:
         positions: token positions of the longest item.
         networks: shared between the rates; see `eval.scorers.make_scorers`.
         device: of the scorers.
+        sound: rates are bits per second, and items are `Sounds`.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class PointMeter:
         positions: int | None = None,
         networks: dict[tuple[str, int], Any] | None = None,
         device: torch.device | str = "cpu",
+        sound: bool = False,
     ) -> None:
+        self.sound = sound
         self.rate = dict(rate)
         made = make_scorers(scorers, spec=spec, positions=positions, networks=networks)
         self.scorers = {name: scorer.to(device) for name, scorer in made.items()}
@@ -50,35 +53,35 @@ class PointMeter:
 
     def update(
         self,
-        reference: Tensor,
-        reconstruction: Tensor,
+        reference: Any,
+        reconstruction: Any,
         *,
         index: Tensor,
         failed: Tensor,
         tokens: Tokens | None = None,
-        bits_per_pixel: Tensor | None = None,
+        rates: Tensor | None = None,
     ) -> None:
         """Score a batch.
 
         Args:
-            reference: originals, uint8 `(b, 3, h, w)`.
-            reconstruction: same shape.
+            reference: originals: pictures, uint8 `(b, 3, h, w)`, or `Sounds`.
+            reconstruction: the same items.
             index: `(b,)` int64 number of each item in the data set.
             failed: `(b,)` boolean, True for items without original or reconstruction.
             tokens: what the reconstruction was decoded from.
-            bits_per_pixel: `(b,)`, for a codec without tokens.
+            rates: bits per pixel, or per second, `(b,)`, for a codec without tokens.
         """
         for scorer in self.scorers.values():
             if scorer.record.kind == "tokens":
-                scorer.update(bits_per_pixel if tokens is None else tokens, index=index, failed=failed)
+                scorer.update(rates if tokens is None else tokens, index=index, failed=failed)
             else:
                 scorer.update(reference, reconstruction, index=index, failed=failed)
         good = ~failed.cpu()
         if tokens is not None:
-            bits_per_pixel = tokens.bits_per_pixel()
+            rates = tokens.bits_per_second() if self.sound else tokens.bits_per_pixel()
             self._positions.append(tokens.counts.cpu()[good])
-        if bits_per_pixel is not None:
-            self._bits.append(bits_per_pixel.double().cpu()[good])
+        if rates is not None:
+            self._bits.append(rates.double().cpu()[good])
 
     def point(self, *, seed: int = 0) -> Point:
         """Give the scores over all batches (and all processes, for the scores)."""
@@ -86,7 +89,8 @@ class PointMeter:
         counters = [scorer for scorer in self.scorers.values() if isinstance(scorer, CodeCounts)]
         return Point(
             rate=self.rate,
-            bits_per_pixel=_mean(self._bits),
+            bits_per_pixel=None if self.sound else _mean(self._bits),
+            bits_per_second=_mean(self._bits) if self.sound else None,
             tokens_per_item=_mean(self._positions),
             scores=scores,
             codes=counters[0].details() if counters else {},

@@ -1,9 +1,10 @@
-"""How pictures reach a tokenizer and a scorer, as versioned values: two numbers are compared only where their protocols are equal.
+"""How items reach a tokenizer and a scorer, as versioned values: two numbers are compared only where their protocols are equal.
 
     image-64-v1                       the zoo's own rule (Pillow, antialiased bicubic, centre), 64 px
     image-256-v1, image-256x192-v1    the same for other sizes (height x width)
     image-256-adm-v1                  halving with a box filter, then bicubic, centre: ADM and what follows it
     image-256-torchvision-bilinear-v1, image-256-torchvision-bicubic-v1    Resize(256), CenterCrop(256) of torchvision
+    audio-16k-v1, audio-24k-v1        mono recordings at 16,000 or 24,000 samples a second, whole
 
 A protocol never changes: a better rule gets a new version. `Protocol.varied` changes a field and says so in the id.
 """
@@ -14,16 +15,105 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from PIL import Image
 
-__all__ = ["RULES", "Protocol", "default_protocol", "get_protocol", "noise_seed", "prepare"]
+from eval.resampling import RESAMPLE_RULE
+
+__all__ = [
+    "RULES",
+    "AnyProtocol",
+    "Protocol",
+    "SoundProtocol",
+    "default_protocol",
+    "default_sound_protocol",
+    "get_protocol",
+    "noise_seed",
+    "prepare",
+    "read_protocol",
+]
+
+_NOISE = "one seed per item: the first 8 bytes of SHA-256 of SEED/NUMBER, without the sign bit"
+_INTERVAL = "percentile bootstrap over items, 1000 resamples, 95 %"
+
+
+class _Fixed:
+    """What the protocols of all modalities share: plain values, a fingerprint of all fields, and ids that tell of changes.
+
+    A subclass is a frozen dataclass with the fields `id`, `decode`, `scorers` and `seed`.
+    """
+
+    id: str
+    seed: int
+    decode: Mapping[str, Any]
+    scorers: Mapping[str, Mapping[str, Any]]
+
+    def _check(self) -> None:
+        name = f"{type(self).__name__} {self.id}"
+        wrong = [key for key, value in self.decode.items() if not isinstance(value, str | int | float | bool | None)]
+        if wrong:
+            raise ValueError(f"{name}: decode option {wrong[0]}={self.decode[wrong[0]]!r}. Allowed: plain values.")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"{name}: seed={self.seed}. Allowed: 0..{2**31 - 1}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with the fingerprint, for a result file."""
+        return {**self._plain(), "fingerprint": self.fingerprint}
+
+    def _plain(self) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # a dataclass
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        scorers = {name: dict(definition) for name, definition in self.scorers.items()}
+        return {**values, "decode": dict(self.decode), "scorers": scorers}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all fields: any change of any of them changes it."""
+        text = json.dumps(self._plain(), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` gave.
+
+        Raises:
+            ValueError: an unknown or missing key, a value that is not allowed, or a fingerprint that does not fit the fields.
+        """
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # a dataclass
+        unknown = sorted(values.keys() - known - {"fingerprint"})
+        missing = sorted({*known, "fingerprint"} - values.keys())
+        name = cls.__name__
+        if unknown or missing:
+            raise ValueError(f"{name}: unknown keys {unknown}, missing keys {missing}. Needed: {sorted(known)} and fingerprint.")
+        protocol = cls(**{key: tuple(value) if isinstance(value := values[key], list) else value for key in known})
+        if protocol.fingerprint != values["fingerprint"]:
+            raise ValueError(
+                f"{name} {protocol.id}: fingerprint {str(values['fingerprint'])[:12]} does not fit the fields "
+                f"({protocol.fingerprint[:12]}). They were edited by hand: measure again."
+            )
+        return protocol
+
+    def varied(self, **changes: Any) -> Self:
+        """Change fields; those that make numbers another quantity are written into the id, such as `image-64-v1+seed=1`.
+
+        Raises:
+            ValueError: no such field, or `id` itself.
+        """
+        known = [f.name for f in fields(self) if f.name != "id"]  # type: ignore[arg-type]  # a dataclass
+        wrong = [key for key in changes if key not in known]
+        if wrong:
+            raise ValueError(
+                f"{type(self).__name__}.varied: {wrong[0]!r} is no field that can be changed. Allowed: {', '.join(known)}."
+            )
+        told = {key: value for key, value in changes.items() if key not in ("decode", "scorers") and value != getattr(self, key)}
+        name = self.id + "".join(f"+{key}={_word(value)}" for key, value in sorted(told.items()))
+        return replace(self, id=name, **changes)  # type: ignore[type-var]  # a dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """Everything that fixes a number beside the tokenizer and the data.
+class Protocol(_Fixed):
+    """Everything that fixes a number on pictures beside the tokenizer and the data.
 
     Attributes:
         id: name with version; equal ids mean equal rules.
@@ -56,8 +146,8 @@ class Protocol:
     encode: str = "mode"
     dtype: str = "float32"
     seed: int = 0
-    noise: str = "one seed per item: the first 8 bytes of SHA-256 of SEED/NUMBER, without the sign bit"
-    interval: str = "percentile bootstrap over items, 1000 resamples, 95 %"
+    noise: str = _NOISE
+    interval: str = _INTERVAL
     decode: Mapping[str, Any] = field(default_factory=dict)
     scorers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -70,60 +160,69 @@ class Protocol:
             raise ValueError(f"Protocol {self.id}: size={self.size}. Needed: (height, width), each at least 1.")
         if RULES[self.resize].square and self.size[0] != self.size[1]:
             raise ValueError(f"Protocol {self.id}: size={self.size}, but {self.resize} is defined for squares.")
-        wrong = [key for key, value in self.decode.items() if not isinstance(value, str | int | float | bool | None)]
-        if wrong:
-            raise ValueError(f"Protocol {self.id}: decode option {wrong[0]}={self.decode[wrong[0]]!r}. Allowed: plain values.")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"Protocol {self.id}: seed={self.seed}. Allowed: 0..{2**31 - 1}.")
+        self._check()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values with the fingerprint, for a result file."""
-        return {**self._plain(), "fingerprint": self.fingerprint}
 
-    def _plain(self) -> dict[str, Any]:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        scorers = {name: dict(definition) for name, definition in self.scorers.items()}
-        return {**values, "size": list(self.size), "decode": dict(self.decode), "scorers": scorers}
+@dataclass(frozen=True, kw_only=True)
+class SoundProtocol(_Fixed):
+    """Everything that fixes a number on sound beside the tokenizer and the data.
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of all fields: any change of any of them changes it."""
-        text = json.dumps(self._plain(), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+    Attributes:
+        id: name with version; equal ids mean equal rules.
+        modality: of the items.
+        sample_rate: samples a second at which original and reconstruction are compared.
+        channels: what is done with recordings, and tokenizers, of more than one.
+        resample: of the recording to `sample_rate`, from there to the tokenizer's rate, and back.
+        signal: how values reach the tokenizer.
+        to_pcm: how both sides become what a sound file holds before scoring.
+        length: of the items and of their reconstructions.
+        alignment: of the two sides in time.
+        encode: the encoder's mode, not a sample.
+        dtype: of the tokenizer.
+        seed: of decoders that draw noise and of the bootstrap.
+        noise: how a decoder's noise follows from the seed.
+        interval: how confidence intervals are made.
+        decode: options of the decoder, or what a classical codec is and was told. Rows with other options may be compared.
+        scorers: name -> definition of each scorer used, with the SHA-256 of its network.
+    """
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Protocol":
-        """Read what `to_dict` gave.
+    id: str
+    modality: Literal["audio"] = "audio"
+    sample_rate: int
+    channels: str = "mean of the recording's; a tokenizer of more gets copies, and their mean is scored"
+    resample: str = RESAMPLE_RULE
+    signal: str = "[-1, 1], float"
+    to_pcm: str = "clamped to [-1, 1], rounded to 16 bits"
+    length: str = "whole recordings; reconstructions have exactly their length"
+    alignment: str = "none"
+    encode: str = "mode"
+    dtype: str = "float32"
+    seed: int = 0
+    noise: str = _NOISE
+    interval: str = _INTERVAL
+    decode: Mapping[str, Any] = field(default_factory=dict)
+    scorers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-        Raises:
-            ValueError: an unknown or missing key, a value that is not allowed, or a fingerprint that does not fit the fields.
-        """
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(values.keys() - known - {"fingerprint"})
-        missing = sorted({*known, "fingerprint"} - values.keys())
-        if unknown or missing:
-            raise ValueError(f"Protocol: unknown keys {unknown}, missing keys {missing}. Needed: {sorted(known)} and fingerprint.")
-        protocol = cls(**{**{key: values[key] for key in known}, "size": tuple(values["size"])})
-        if protocol.fingerprint != values["fingerprint"]:
-            raise ValueError(
-                f"Protocol {protocol.id}: fingerprint {str(values['fingerprint'])[:12]} does not fit the fields "
-                f"({protocol.fingerprint[:12]}). They were edited by hand: measure again."
-            )
-        return protocol
+    def __post_init__(self) -> None:
+        if self.sample_rate < 1:
+            raise ValueError(f"SoundProtocol {self.id}: sample_rate={self.sample_rate}. Allowed: at least 1.")
+        self._check()
 
-    def varied(self, **changes: Any) -> "Protocol":
-        """Change fields; those that make numbers another quantity are written into the id, such as `image-64-v1+seed=1`.
 
-        Raises:
-            ValueError: no such field, or `id` itself.
-        """
-        known = [f.name for f in fields(self) if f.name != "id"]
-        wrong = [key for key in changes if key not in known]
-        if wrong:
-            raise ValueError(f"Protocol.varied: {wrong[0]!r} is no field that can be changed. Allowed: {', '.join(known)}.")
-        told = {key: value for key, value in changes.items() if key not in ("decode", "scorers") and value != getattr(self, key)}
-        name = self.id + "".join(f"+{key}={_word(value)}" for key, value in sorted(told.items()))
-        return replace(self, id=name, **changes)
+AnyProtocol = Protocol | SoundProtocol
+
+
+def read_protocol(values: Mapping[str, Any]) -> AnyProtocol:
+    """Read what `to_dict` of a protocol of any modality gave.
+
+    Raises:
+        ValueError: another modality, or as `Protocol.from_dict`.
+    """
+    kinds: dict[Any, type[Protocol] | type[SoundProtocol]] = {"image": Protocol, "audio": SoundProtocol}
+    kind = kinds.get(values.get("modality"))
+    if kind is None:
+        raise ValueError(f"read_protocol: modality {values.get('modality')!r}. Allowed: {', '.join(kinds)}.")
+    return kind.from_dict(values)
 
 
 def _word(value: Any) -> str:
@@ -191,6 +290,9 @@ _VARIANTS = {
 }
 
 
+_SOUND_RATES = {"audio-16k-v1": 16000, "audio-24k-v1": 24000}
+
+
 def prepare(protocol: Protocol, image: Image.Image) -> Image.Image:
     """Bring an RGB picture to the protocol's size by its rule."""
     return RULES[protocol.resize].apply(image, protocol.size)
@@ -204,21 +306,40 @@ def noise_seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "big") >> 1
 
 
-def get_protocol(name: str) -> Protocol:
-    """Give a protocol by its id.
+def get_protocol(name: str) -> Any:
+    """Give a protocol by its id: a `Protocol` for pictures, a `SoundProtocol` for `audio-...`.
 
     Raises:
         ValueError: no such id, with near matches.
     """
+    if name in _SOUND_RATES:
+        return SoundProtocol(id=name, sample_rate=_SOUND_RATES[name])
     match = re.fullmatch(r"image-([1-9]\d*)(?:x([1-9]\d*))?(?:-([a-z-]+))?-v1", name)
     variant = (match[3] or "") if match else None
     if match is None or variant not in _VARIANTS:
-        examples = [f"image-{n}{'-' * bool(v)}{v}-v1" for n in (32, 64, 128, 256, 512) for v in _VARIANTS]
+        examples = [f"image-{n}{'-' * bool(v)}{v}-v1" for n in (32, 64, 128, 256, 512) for v in _VARIANTS] + [*_SOUND_RATES]
         near = ", ".join(difflib.get_close_matches(name, examples, n=3, cutoff=0.3))
         forms = ", ".join(f"image-SIZE{'-' * bool(v)}{v}-v1" for v in _VARIANTS)
-        raise ValueError(f"get_protocol: there is no protocol {name!r}. Closest: {near}. Forms: {forms}; SIZE is 256 or 256x192.")
+        raise ValueError(
+            f"get_protocol: there is no protocol {name!r}. Closest: {near}. Forms: {forms}; SIZE is 256 or 256x192; "
+            f"{', '.join(_SOUND_RATES)}."
+        )
     height = int(match[1])
     return Protocol(id=name, size=(height, int(match[2] or height)), resize=_VARIANTS[variant])
+
+
+def default_sound_protocol(name: str, sample_rate: int | None) -> SoundProtocol:
+    """Give the protocol of the highest rate that a tokenizer of sound does not exceed: 24 kHz for 44.1 kHz, 16 kHz for 16 kHz.
+
+    Raises:
+        ValueError: the tokenizer's rate is unknown or below 16 kHz.
+    """
+    fitting = [key for key, rate in _SOUND_RATES.items() if sample_rate is not None and rate <= sample_rate]
+    if not fitting:
+        raise ValueError(
+            f"default_sound_protocol: {name} has sample rate {sample_rate}. Choose a protocol: {', '.join(_SOUND_RATES)}."
+        )
+    return get_protocol(fitting[-1])
 
 
 def default_protocol(name: str, native_size: tuple[int, int] | None) -> Protocol:

@@ -1,4 +1,4 @@
-"""The reconstruction scorer: encode once, cut to every rate, decode, round to 8 bits, score.
+"""The reconstruction scorer: encode once, cut to every rate, decode, round to 8 or 16 bits, score.
 
     result = evaluate(zoo.load("flextok_nano"), open_images("samples"), rates=[1, 4, 32])
     result.save("eval/results/flextok_nano/samples.image-64-v1.json")
@@ -18,18 +18,20 @@ from typing import Any
 
 import torch
 
-from eval.protocols import Protocol, default_protocol, get_protocol
+from eval.protocols import AnyProtocol, default_protocol, default_sound_protocol, get_protocol
 from eval.rates import Rate, at_rate, check_rates, ladder, parse_rates, rate_text
 from eval.results import Dataset, ItemRow, Result, environment, load_result
 from eval.runner import Runner, batches, evaluation_mode, tensors_sha256
-from eval.scorers import DEFAULT_IMAGE, RECORDS, check_names
+from eval.scorers import DEFAULT_AUDIO, DEFAULT_IMAGE, RECORDS, check_names
 from recipes.data.corpus import Selection, content_hash
 from zoo.tokenizer import Tokenizer
 
-__all__ = ["evaluate", "main"]
+__all__ = ["dataset_of", "evaluate", "item_rows", "main", "open_corpus", "show"]
 
 logger = logging.getLogger(__name__)
-_OF_CODES = ("codebook_use", "code_perplexity")
+_OF_CODES = ("codebook_use", "code_perplexity", "entropy_bits_per_second")
+_NAMES = {"image": "pictures", "audio": "recordings"}
+_DEFAULTS = {"image": DEFAULT_IMAGE, "audio": DEFAULT_AUDIO}
 
 
 # -- the evaluation --------------------------------------------------------------------------------------------------
@@ -39,7 +41,7 @@ def evaluate(
     tokenizer: Tokenizer,
     corpus: Any,
     *,
-    protocol: Protocol | str | None = None,
+    protocol: AnyProtocol | str | None = None,
     rates: Sequence[int | Rate] | None = None,
     scorers: Sequence[str] | None = None,
     limit: int | None = None,
@@ -51,18 +53,18 @@ def evaluate(
     split: str | None = None,
     progress: bool = False,
 ) -> Result:
-    """Measure how well a tokenizer of pictures reconstructs.
+    """Measure how well a tokenizer of pictures or of sound reconstructs.
 
     Args:
         tokenizer: on the device and in the dtype it is to be measured in.
-        corpus: pictures, as `recipes.data.corpora.open_images` gives them.
-        protocol: or its id; None takes the zoo's own at the tokenizer's native size.
+        corpus: pictures, as `recipes.data.corpora.open_images` gives them, or recordings, as `eval.sounds.open_sounds` does.
+        protocol: or its id; None takes the zoo's own at the tokenizer's native size, or nearest below its sample rate.
         rates: numbers of tokens (ordered tokenizers) or levels (residual ones); None takes powers of two up to all.
-        scorers: names of `eval.scorers.RECORDS`; None takes the default ones that this tokenizer and so many pictures allow.
-        limit: only the first so many pictures.
+        scorers: names of `eval.scorers.RECORDS`; None takes the default ones that this tokenizer and so many items allow.
+        limit: only the first so many items.
         decode: options of the tokenizer's `decode`, such as `{"steps": 20}`.
         seed: of decoders that draw noise and of the bootstrap; None takes the protocol's.
-        batch_size: pictures at once; scores do not depend on it (up to rounding).
+        batch_size: items at once; scores do not depend on it (up to rounding).
         workers: threads that read ahead; 0 reads in between.
         dataset_name: for people and file names; None takes the corpus's source.
         split: of the source, as it was opened.
@@ -72,8 +74,8 @@ def evaluate(
         The result, with the scores of every item in `result.items`.
 
     Raises:
-        ValueError: no pictures, all unreadable, an unknown scorer, rate or protocol, a scorer that does not fit the tokenizer or
-            needs more pictures, a tokenizer of another modality, or an option that its decoder does not have.
+        ValueError: no items, all unreadable, an unknown scorer, rate or protocol, a scorer that does not fit the tokenizer or
+            needs more items, a tokenizer of video, or an option that its decoder does not have.
         ModuleNotFoundError: a package of a scorer is missing.
         WeightsUnavailableError: official weights of a scorer are not to be had.
     """
@@ -82,40 +84,46 @@ def evaluate(
     rank, world = _place()
     info, spec = tokenizer.info, tokenizer.spec
     protocol = _protocol_for(tokenizer, protocol, seed, decode)
-    corpus, dataset_facts = _limited(corpus, limit, world)
+    corpus, dataset = dataset_of(corpus, limit, dataset_name, split, world=world)
     names = _scorers_for(tokenizer, protocol, scorers, len(corpus))
     chosen = ladder(info, spec) if rates is None else check_rates(rates, info, spec)
     networks: dict[tuple[str, int], Any] = {}
     scoring_device = "cpu" if tokenizer.device.type == "mps" else tokenizer.device  # float64 is needed
     meters = [
-        PointMeter(rate, names, spec=spec, positions=info.tokens, networks=networks, device=scoring_device) for rate in chosen
+        PointMeter(
+            rate, names, spec=spec, positions=info.tokens, networks=networks, device=scoring_device, sound=info.modality == "audio"
+        )
+        for rate in chosen
     ]
     protocol = replace(protocol, scorers=meters[0].definitions)
-    runner = Runner(tokenizer, protocol)
+    runner, read = _room(tokenizer, protocol)
     unreadable = 0
     numbers = range(rank, len(corpus), world)
     with evaluation_mode(tokenizer), _bar(progress and rank == 0, info.name, len(numbers)) as advance:
-        for batch in batches(corpus, protocol, numbers, batch_size, workers):
+        for batch in read(corpus, protocol, numbers, batch_size, workers):
             unreadable += int(batch.unreadable.sum())
             tokens, failed = runner.encode(batch)
-            reference = batch.pictures.to(scoring_device)
+            reference = batch.sounds if info.modality == "audio" else batch.pictures.to(scoring_device)
             for meter, rate in zip(meters, chosen, strict=True):
                 part = at_rate(tokens, rate)
-                pictures, broken = runner.decode(part, batch.index, timed=meter is meters[-1])
+                items, broken = runner.decode(part, batch, timed=meter is meters[-1])
+                if isinstance(items, torch.Tensor):
+                    items = items.to(scoring_device)
                 bad = (failed | broken).to(scoring_device)
-                meter.update(reference, pictures.to(scoring_device), index=batch.index, failed=bad, tokens=part)
+                meter.update(reference, items, index=batch.index, failed=bad, tokens=part)
             advance(len(batch.index))
     if world == 1 and unreadable == len(numbers):  # with more, one process must not leave the others waiting
-        raise ValueError(f"evaluate: none of the {len(numbers)} pictures of {corpus.source} can be read; the log names them.")
+        things = _NAMES[info.modality]
+        raise ValueError(f"evaluate: none of the {len(numbers)} {things} of {corpus.source} can be read; the log names them.")
     return Result(
         tokenizer=info.name,
         weights_sha256=tensors_sha256(tokenizer),
-        dataset=Dataset(name=dataset_name or _name_of(corpus.source), split=split, sha256=content_hash(corpus), **dataset_facts),
+        dataset=dataset,
         protocol=protocol,
         points=tuple(meter.point(seed=protocol.seed) for meter in meters),
         speed=runner.speed(),
         environment=environment(),
-        items=tuple(_item_rows(meters, corpus)),
+        items=tuple(item_rows(meters, corpus)),
     )
 
 
@@ -126,16 +134,40 @@ def _place() -> tuple[int, int]:
     return 0, 1
 
 
-def _protocol_for(
-    tokenizer: Tokenizer, protocol: Protocol | str | None, seed: int | None, decode: Mapping[str, Any] | None
-) -> Protocol:
+def _room(tokenizer: Tokenizer, protocol: Any) -> tuple[Any, Any]:
+    """Give the runner of a modality, and what reads its items."""
+    if tokenizer.info.modality == "image":
+        return Runner(tokenizer, protocol), batches
+    from eval.sound_runner import SoundRunner, sound_batches
+
+    return SoundRunner(tokenizer, protocol), sound_batches
+
+
+def _own_protocol(tokenizer: Tokenizer) -> Any:
+    """Give the zoo's protocol that is made for a tokenizer."""
     info = tokenizer.info
-    if info.modality != "image":
-        raise ValueError(f"evaluate: {info.name} is a tokenizer of {info.modality}. These protocols and scorers are for pictures.")
+    if info.modality == "audio":
+        return default_sound_protocol(info.name, info.sample_rate)
+    return default_protocol(info.name, info.native_size)
+
+
+def _protocol_for(
+    tokenizer: Tokenizer, protocol: AnyProtocol | str | None, seed: int | None, decode: Mapping[str, Any] | None
+) -> Any:
+    info = tokenizer.info
+    if info.modality not in _DEFAULTS:
+        raise ValueError(
+            f"evaluate: {info.name} is a tokenizer of {info.modality}. These protocols and scorers are for pictures and sound."
+        )
     if protocol is None:
-        protocol = default_protocol(info.name, info.native_size)
+        protocol = _own_protocol(tokenizer)
     elif isinstance(protocol, str):
         protocol = get_protocol(protocol)
+    if protocol.modality != info.modality:
+        raise ValueError(
+            f"evaluate: protocol {protocol.id} is for {_NAMES[protocol.modality]}, {info.name} for {_NAMES[info.modality]}. "
+            "Leave it out for the tokenizer's own."
+        )
     if decode and {"seed", "generator", "noise"} & decode.keys():
         raise ValueError(f"evaluate: decode={dict(decode)}. Chance is set by seed=, which gives each item a noise of its own.")
     changes: dict[str, Any] = {"dtype": str(tokenizer.dtype).removeprefix("torch."), "decode": dict(decode or protocol.decode)}
@@ -144,35 +176,53 @@ def _protocol_for(
     return protocol.varied(**changes)
 
 
-def _limited(corpus: Any, limit: int | None, world: int) -> tuple[Any, dict[str, Any]]:
+def dataset_of(corpus: Any, limit: int | None, name: str | None, split: str | None, *, world: int = 1) -> tuple[Any, Dataset]:
+    """Give the items to score, the first `limit` of a corpus, and what a result says of them.
+
+    Raises:
+        ValueError: an empty corpus, limit below 1, or fewer items than processes.
+    """
     total = len(corpus)
     if not total:
-        raise ValueError("evaluate: the corpus holds no pictures. Give at least one.")
+        raise ValueError("evaluate: the corpus holds no item. Give at least one.")
     if limit is not None and limit < 1:
         raise ValueError(f"evaluate: limit={limit}. Allowed: at least 1, or None for all.")
-    if limit is not None and limit < total:
-        corpus = Selection(corpus, range(limit))
-    if len(corpus) < world:
-        raise ValueError(f"evaluate: {len(corpus)} pictures for {world} processes. Needed: at least one each.")
     used = limit if limit is not None and limit < total else None
-    return corpus, {"count": len(corpus), "total": total, "limit": used}
+    if used is not None:
+        corpus = _first(corpus, used)
+    if len(corpus) < world:
+        raise ValueError(f"evaluate: {len(corpus)} items for {world} processes. Needed: at least one each.")
+    facts = {"count": len(corpus), "total": total, "limit": used, "sha256": content_hash(corpus)}
+    return corpus, Dataset(name=name or _name_of(corpus.source), split=split, **facts)
 
 
-def _obstacle(name: str, tokenizer: Tokenizer, protocol: Protocol, count: int) -> str | None:
+def _first(corpus: Any, limit: int) -> Any:
+    """Give the first so many items of a corpus."""
+    from eval.sounds import SoundCorpus, SoundSelection
+
+    return (SoundSelection if isinstance(corpus, SoundCorpus) else Selection)(corpus, range(limit))
+
+
+def _obstacle(name: str, tokenizer: Tokenizer, protocol: Any, count: int) -> str | None:
     """Say why a scorer cannot be used here."""
     record = RECORDS[name]
+    if record.modality not in (tokenizer.info.modality, "any"):
+        return f"it is for {_NAMES[record.modality]}"
     if name in _OF_CODES and not tokenizer.info.discrete:
         return f"{tokenizer.info.name} makes latents, which have no codebook"
     if count < record.min_items:
-        return f"it needs at least {record.min_items} pictures and there are {count}"
-    if min(protocol.size) < record.min_side:
+        return f"it needs at least {record.min_items} items and there are {count}"
+    if protocol.modality == "audio":
+        if protocol.sample_rate < (record.sample_rate or 0) and not record.raises_rate:
+            return f"it needs at least {record.sample_rate} samples a second and the protocol has {protocol.sample_rate}"
+    elif min(protocol.size) < record.min_side:
         return f"it needs sides of at least {record.min_side} px and the protocol has {protocol.size}"
     return None
 
 
-def _scorers_for(tokenizer: Tokenizer, protocol: Protocol, scorers: Sequence[str] | None, count: int) -> list[str]:
+def _scorers_for(tokenizer: Tokenizer, protocol: Any, scorers: Sequence[str] | None, count: int) -> list[str]:
     """Give the scorers to use; one that was asked for and cannot be used is an error, a default one is left out and logged."""
-    defaults = [name for name in DEFAULT_IMAGE if tokenizer.info.discrete or name not in _OF_CODES]
+    defaults = [name for name in _DEFAULTS[tokenizer.info.modality] if tokenizer.info.discrete or name not in _OF_CODES]
     names = check_names(defaults if scorers is None else scorers)
     obstacles = {name: reason for name in names if (reason := _obstacle(name, tokenizer, protocol, count))}
     for name, reason in obstacles.items():
@@ -188,7 +238,8 @@ def _name_of(source: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in last.removesuffix(".tar")).strip("-") or "data"
 
 
-def _item_rows(meters: Sequence[Any], corpus: Any) -> Iterator[ItemRow]:
+def item_rows(meters: Sequence[Any], corpus: Any) -> Iterator[ItemRow]:
+    """Give the scores of every item at every rate, from the meters of the rates."""
     for meter in meters:
         numbers, columns = meter.per_item()
         for row, number in enumerate(numbers):
@@ -217,29 +268,31 @@ def _parser() -> argparse.ArgumentParser:
     names = "\n".join(f"  {record.name:18s}{record.unit:22s}{record.better or '':8s}" for record in RECORDS.values())
     parser = argparse.ArgumentParser(
         prog="zoo eval",
+        usage="zoo eval NAME --data DATA ... | zoo eval baseline CODEC --data DATA ...",
         description="Measure how well a tokenizer reconstructs: one JSON with all rates, and a CSV with the scores of every item.",
-        epilog=f"scorers (unit, which way is better):\n{names}\ndefault: {', '.join(DEFAULT_IMAGE)}",
+        epilog=f"scorers (unit, which way is better):\n{names}\ndefault for pictures: {', '.join(DEFAULT_IMAGE)}\n"
+        f"default for sound: {', '.join(DEFAULT_AUDIO)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("name", help="catalog name, folder or Hub repository, as for zoo.load")
-    add("--data", required=True, help="folder of pictures, tar shards, hf:ORG/NAME, or samples (the pictures in the package)")
-    add("--split", help="of a folder of shards (SPLIT-*.tar) or a Hugging Face data set")
-    add("--limit", type=int, help="only the first so many pictures; the result says so")
+    add("--data", required=True, help="folder of pictures or recordings, tar shards, hf:ORG/NAME (pictures), or samples (ours)")
+    add("--split", help="of a folder of shards (SPLIT-*.tar) or a Hugging Face data set; speech or music of the samples")
+    add("--limit", type=int, help="only the first so many items; the result says so")
     add("--rates", help="such as 1,2,4 (tokens, or levels of a residual tokenizer); default: powers of two up to all")
     add("--scorers", help="names with commas; default: see below")
-    add("--protocol", help="such as image-256-v1, image-256-adm-v1, image-256-torchvision-bilinear-v1; default: native size, v1")
+    add("--protocol", help="such as image-256-v1, image-256-adm-v1, audio-16k-v1; default: native size or rate, v1")
     add("--truncate", action="store_true", help="cut reconstructions to 8 bits instead of rounding them, as some papers do")
     add("--decode", nargs="*", default=[], metavar="KEY=VALUE", help="options of the decoder, such as steps=20 guidance=2")
     add("--seed", type=int, help="of decoders that draw noise and of the intervals; default 0")
-    add("--batch-size", type=int, default=8, help="pictures at once; default 8")
-    add("--workers", type=int, default=0, help="threads that read pictures ahead; default 0")
+    add("--batch-size", type=int, default=8, help="items at once; default 8")
+    add("--workers", type=int, default=0, help="threads that read items ahead; default 0")
     add("--device", help="such as cuda; default: cuda where there is one, else cpu")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the tokenizer; default float32")
     add("--dataset-name", help="in the result and its file name; default: from --data")
     add("--out", type=Path, help="default: eval/results/<name>/<dataset>.<protocol>.json")
     add("--overwrite", action="store_true", help="replace a result at --out even where this run measures less or something else")
-    add("--sheet", type=Path, help="write a PNG: originals and reconstructions at every rate, and the five worst")
+    add("--sheet", type=Path, help="write a PNG: originals and reconstructions (spectrograms of sound), and the five worst")
     add("--sheet-items", type=int, default=8, help="first so many items on the sheet; default 8")
     return parser
 
@@ -263,23 +316,25 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ValueError, OSError, ModuleNotFoundError: as `zoo.load`, `open_images` and `evaluate`; nothing is written then.
     """
+    if argv and argv[0] == "baseline":
+        from eval.baselines.command import main as baseline
+
+        return baseline(argv[1:])
     args = _parser().parse_args(argv)
     if args.batch_size < 1 or args.workers < 0:
         raise ValueError(f"zoo eval: --batch-size {args.batch_size} --workers {args.workers}. Allowed: at least 1, at least 0.")
     if args.out is not None and args.out.suffix != ".json":
         raise ValueError(f"zoo eval: --out {args.out}. The name must end in .json; the items go to a .items.csv beside it.")
     import zoo
-    from recipes.data.corpora import open_images
 
     device, opened = _join_processes(args.device)
     scorers = None if args.scorers is None else check_names(part.strip() for part in args.scorers.split(",") if part.strip())
     rates = None if args.rates is None else parse_rates(args.rates)
     protocol = None if args.protocol is None else get_protocol(args.protocol)
-    corpus = open_images(args.data, split=args.split)
     tokenizer = zoo.load(args.name, device=device, dtype=getattr(torch, args.dtype))
+    corpus = open_corpus(args.data, args.split, tokenizer.info.modality)
     if args.truncate:
-        base = protocol or default_protocol(tokenizer.info.name, tokenizer.info.native_size)
-        protocol = base.varied(to_uint8="truncate")
+        protocol = (protocol or _own_protocol(tokenizer)).varied(to_uint8="truncate")
     settings: dict[str, Any] = {
         "protocol": protocol,
         "rates": rates,
@@ -297,14 +352,25 @@ def main(argv: Sequence[str]) -> int:
     if _place()[0] == 0:
         result.save(out)
         if args.sheet:
-            from eval.sheet import picture_sheet, save_sheet
+            from eval.sheet import item_sheet, save_sheet
 
-            sheet = picture_sheet(tokenizer, corpus, result, first=args.sheet_items, batch_size=args.batch_size)
+            sheet = item_sheet(tokenizer, corpus, result, first=args.sheet_items, batch_size=args.batch_size)
             save_sheet(sheet, args.sheet)
-        _show(result, out)
+        show(result, out)
     if opened:
         torch.distributed.destroy_process_group()
     return 0
+
+
+def open_corpus(source: str, split: str | None, modality: str) -> Any:
+    """Open the pictures or recordings of a source; see `open_images` and `open_sounds`."""
+    if modality == "audio":
+        from eval.sounds import open_sounds
+
+        return open_sounds(source, split=split)
+    from recipes.data.corpora import open_images
+
+    return open_images(source, split=split)
 
 
 def _join_processes(device: str | None) -> tuple[str, bool]:
@@ -320,13 +386,13 @@ def _join_processes(device: str | None) -> tuple[str, bool]:
     return device, True
 
 
-def _planned(tokenizer: Tokenizer, count: int, settings: Mapping[str, Any]) -> tuple[Protocol, int, set[str], set[str]]:
-    """Protocol, number of pictures, rates and scorers of a run that has not begun."""
+def _planned(tokenizer: Tokenizer, count: int, settings: Mapping[str, Any]) -> tuple[Any, int, set[str], set[str]]:
+    """Protocol, number of items, rates and scorers of a run that has not begun."""
     protocol = _protocol_for(tokenizer, settings["protocol"], settings["seed"], settings["decode"])
     count = min(count, settings["limit"] or count)
     info, spec, rates = tokenizer.info, tokenizer.spec, settings["rates"]
     chosen = ladder(info, spec) if rates is None else check_rates(rates, info, spec)
-    names = settings["scorers"] or [name for name in DEFAULT_IMAGE if not _obstacle(name, tokenizer, protocol, count)]
+    names = settings["scorers"] or [name for name in _DEFAULTS[info.modality] if not _obstacle(name, tokenizer, protocol, count)]
     return protocol, count, {rate_text(rate) for rate in chosen}, set(names)
 
 
@@ -366,20 +432,23 @@ def _refuse_loss(out: Path, tokenizer: Tokenizer, count: int, settings: Mapping[
         raise ValueError(f"zoo eval: {out} holds another measurement ({'; '.join(reasons)}). Give --out, or --overwrite.")
 
 
-def _show(result: Result, out: Path) -> None:
-    """Print the means as a table."""
+def show(result: Result, out: Path) -> None:
+    """Print the means of a result as a table, and where it was written."""
     from rich.console import Console
     from rich.table import Table
 
     data = result.dataset
     limited = "" if data.limit is None else f" (the first {data.limit} of {data.total})"
-    table = Table(title=f"{result.tokenizer} on {data.count} pictures of {data.name}{limited}, {result.protocol.id}")
-    for heading in ("rate", "bit/px", "score", "value", "95 % interval", "n"):
+    sound = result.protocol.modality == "audio"
+    things = _NAMES[result.protocol.modality]
+    table = Table(title=f"{result.tokenizer} on {data.count} {things} of {data.name}{limited}, {result.protocol.id}")
+    for heading in ("rate", "bit/s" if sound else "bit/px", "score", "value", "95 % interval", "n"):
         table.add_column(heading, justify="left" if heading in ("rate", "score") else "right")
     for point in result.points:
-        rate, bits = rate_text(dict(point.rate)), "" if point.bits_per_pixel is None else f"{point.bits_per_pixel:.4g}"
+        amount = point.bits_per_second if sound else point.bits_per_pixel
+        rate, bits = rate_text(dict(point.rate)), "" if amount is None else f"{amount:.4g}"
         for name, score in point.scores.items():
-            if name == "bits_per_pixel":
+            if name in ("bits_per_pixel", "bits_per_second"):
                 continue
             value = "-" if score.mean is None else f"{score.mean:.4g}"
             interval = "" if score.ci95 is None else f"{score.ci95[0]:.4g} .. {score.ci95[1]:.4g}"

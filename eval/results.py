@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from eval.protocols import Protocol
+from eval.protocols import AnyProtocol, read_protocol
 from eval.rates import Rate, rate_text
 
 __all__ = [
@@ -79,7 +79,8 @@ class Point:
 
     Attributes:
         rate: `{"tokens": k}`, `{"depth": d}`, a codec's own setting, or `{}` for a tokenizer with one rate.
-        bits_per_pixel: mean over the items; latents count the bits of their floating-point type.
+        bits_per_pixel: mean over the items; latents count the bits of their floating-point type. None for sound.
+        bits_per_second: the same for sound.
         tokens_per_item: mean positions that carry codes.
         scores: by name.
         codes: use of the codebook, for each depth and group of positions; empty for latents.
@@ -88,6 +89,7 @@ class Point:
     rate: Mapping[str, Any]
     bits_per_pixel: float | None
     tokens_per_item: float | None = None
+    bits_per_second: float | None = None
     scores: Mapping[str, Score]
     codes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -115,10 +117,15 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Items a second of one process, the first batch left out where there are more. Decoding is that of the full rate."""
+    """Items a second of one process, the first batch left out where there are more. Decoding is that of the full rate.
+
+    For sound also the seconds of sound in a second of time.
+    """
 
     encode_items_per_s: float
     decode_items_per_s: float
+    encode_x_realtime: float | None = None
+    decode_x_realtime: float | None = None
     device: str
     dtype: str
     batch: int
@@ -156,7 +163,7 @@ class Result:
     weights_sha256: str | None = None
     status: Literal["measured", "reported"] = "measured"
     dataset: Dataset
-    protocol: Protocol
+    protocol: AnyProtocol
     points: tuple[Point, ...]
     speed: Speed | None = None
     environment: Mapping[str, Any] | None = None
@@ -207,8 +214,10 @@ class Result:
                 value = value.to_dict()
             elif f.name == "points":
                 value = [_point_dict(point) for point in value]
-            elif f.name in ("dataset", "speed"):
+            elif f.name == "dataset":
                 value = asdict(value)
+            elif f.name == "speed":
+                value = {key: part for key, part in asdict(value).items() if part is not None}
             elif isinstance(value, Mapping):
                 value = dict(value)
             out[f.name] = value
@@ -228,7 +237,7 @@ class Result:
         parts["dataset"] = _build(Dataset, values.get("dataset"), "dataset")
         if not isinstance(values.get("protocol"), Mapping):
             raise ValueError("Result: protocol is missing. A number without its protocol cannot be used.")
-        parts["protocol"] = Protocol.from_dict(values["protocol"])
+        parts["protocol"] = read_protocol(values["protocol"])
         parts["points"] = tuple(_point(point) for point in values.get("points") or ())
         if values.get("speed") is not None:
             parts["speed"] = _build(Speed, values["speed"], "speed")
@@ -254,6 +263,8 @@ def _point_dict(point: Point) -> dict[str, Any]:
     out.update(rate=dict(point.rate), scores=scores, codes=dict(point.codes))
     if not point.codes:
         del out["codes"]
+    if point.bits_per_second is None:
+        del out["bits_per_second"]
     return out
 
 
@@ -385,7 +396,9 @@ def comparable(a: Result, b: Result) -> str | None:
             f"other data: {a.dataset.name} ({a.dataset.count} items, {a.dataset.sha256[:12]}) and "
             f"{b.dataset.name} ({b.dataset.count} items, {b.dataset.sha256[:12]})"
         )
-    for f in fields(Protocol):
+    if a.protocol.modality != b.protocol.modality:
+        return f"other protocol: modality is {a.protocol.modality} for {a.tokenizer} and {b.protocol.modality} for {b.tokenizer}"
+    for f in fields(a.protocol):
         if f.name in ("decode", "scorers"):
             continue
         ours, theirs = getattr(a.protocol, f.name), getattr(b.protocol, f.name)
@@ -404,7 +417,7 @@ def shared_scores(a: Result, b: Result) -> list[str]:
 
 # -- environment -----------------------------------------------------------------------------------------------------
 
-_PACKAGES = ("torch", "torchvision", "torchmetrics", "timm", "pillow", "numpy")
+_PACKAGES = ("torch", "torchvision", "torchaudio", "torchmetrics", "timm", "pillow", "numpy", "soundfile", "av")
 
 
 def _version(package: str) -> str | None:

@@ -21,7 +21,7 @@ from zoo.media import to_uint8
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 
-__all__ = ["Batch", "Runner", "batches", "evaluation_mode", "tensors_sha256"]
+__all__ = ["Batch", "Runner", "batches", "device_name", "evaluation_mode", "per_second", "tensors_sha256"]
 
 logger = logging.getLogger(__name__)
 
@@ -107,9 +107,15 @@ class Runner:
             self.decode_times.append((self._now() - start, len(tokens)))
         return y.float()
 
-    def decode(self, tokens: Tokens, index: Tensor, *, timed: bool = False) -> tuple[Tensor, Tensor]:
-        """Give pictures, uint8 `(b, 3, h, w)`, and `(b,)` boolean on the CPU: True for items that are not finite."""
-        y = self._decode(tokens, index, timed)
+    def decode(self, tokens: Tokens, batch: Batch, *, timed: bool = False) -> tuple[Tensor, Tensor]:
+        """Give pictures, uint8 `(b, 3, h, w)`, and `(b,)` boolean on the CPU: True for items that are not finite.
+
+        Args:
+            tokens: of the batch, at any rate.
+            batch: what was encoded; its numbers choose the noise.
+            timed: the time counts for `speed`.
+        """
+        y = self._decode(tokens, batch.index, timed)
         failed = ~torch.isfinite(y).flatten(1).all(1)
         y = torch.nan_to_num(y)
         if self.protocol.to_uint8 == "truncate":
@@ -121,23 +127,25 @@ class Runner:
     def speed(self) -> Speed:
         tokenizer = self.tokenizer
         return Speed(
-            encode_items_per_s=_per_second(self.encode_times),
-            decode_items_per_s=_per_second(self.decode_times),
-            device=_device_name(tokenizer.device),
+            encode_items_per_s=per_second(self.encode_times),
+            decode_items_per_s=per_second(self.decode_times),
+            device=device_name(tokenizer.device),
             dtype=self.protocol.dtype,
             batch=max(count for _, count in self.encode_times),
             threads=torch.get_num_threads(),
         )
 
 
-def _per_second(times: list[tuple[float, int]]) -> float:
+def per_second(times: list[tuple[float, int]]) -> float:
+    """Items a second of `(seconds, items)` of each batch, the first left out where there are more."""
     times = times[1:] or times
     return sum(count for _, count in times) / max(sum(seconds for seconds, _ in times), 1e-9)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Name of a device for people, with the processor's own name where it is known."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.getdevice_name(device)
     if device.type == "cpu" and Path("/proc/cpuinfo").is_file():
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

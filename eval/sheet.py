@@ -1,9 +1,9 @@
-"""A sheet of pictures: originals and their reconstructions at every rate, with what each row is written beside it."""
+"""A sheet: originals and their reconstructions at every rate, with what each row is written beside it; sounds as spectrograms."""
 
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from eval.scorers import RECORDS
 from recipes.data.corpus import Selection
 from zoo.tokenizer import Tokenizer
 
-__all__ = ["SheetRow", "draw_sheet", "picture_sheet", "save_sheet"]
+__all__ = ["SheetRow", "draw_sheet", "item_sheet", "save_sheet", "spectrogram"]
 
 _WORST = 5
 _CELL = 96  # pictures smaller than this are enlarged by a whole number
@@ -86,7 +86,7 @@ def save_sheet(sheet: Image.Image, path: str | Path) -> Path:
     return path
 
 
-def picture_sheet(tokenizer: Tokenizer, corpus: Any, result: Result, *, first: int = 8, batch_size: int = 8) -> Image.Image:
+def item_sheet(tokenizer: Tokenizer, corpus: Any, result: Result, *, first: int = 8, batch_size: int = 8) -> Image.Image:
     """Draw originals and reconstructions at every rate: the first items, and the five worst by the first per-item score.
 
     The items are encoded again; with the same corpus and the result's protocol they give what was scored.
@@ -96,7 +96,7 @@ def picture_sheet(tokenizer: Tokenizer, corpus: Any, result: Result, *, first: i
         corpus: the one that was measured.
         result: of it, with `items`.
         first: how many items from the start.
-        batch_size: pictures at once.
+        batch_size: items at once.
 
     Returns:
         A PIL image.
@@ -107,17 +107,18 @@ def picture_sheet(tokenizer: Tokenizer, corpus: Any, result: Result, *, first: i
     for place, value in enumerate(worst.values(), start=len(numbers) - len(worst)):
         labels[place] = f"worst by {score} ({value:.4g}) - {labels[place]}"
     rates = [dict(point.rate) for point in result.points]
-    runner = Runner(tokenizer, result.protocol)
+    sound = result.protocol.modality == "audio"
+    runner, read, chosen = _room(tokenizer, result, corpus, numbers)
     rows: list[list[Any]] = [[] for _ in numbers]
     with evaluation_mode(tokenizer):
         start = 0
-        for batch in batches(Selection(corpus, numbers), result.protocol, range(len(numbers)), batch_size, 0):
+        for batch in read(chosen, result.protocol, range(len(numbers)), batch_size, 0):
             tokens, failed = runner.encode(batch)
-            index = torch.tensor([numbers[i] for i in batch.index.tolist()])
-            _append(rows, start, batch.pictures, batch.unreadable)
+            batch = replace(batch, index=torch.tensor([numbers[i] for i in batch.index.tolist()]))
+            _append(rows, start, batch.sounds if sound else batch.pictures, batch.unreadable)
             for rate in rates:
-                pictures, broken = runner.decode(at_rate(tokens, rate), index)
-                _append(rows, start, pictures, failed | broken)
+                items, broken = runner.decode(at_rate(tokens, rate), batch)
+                _append(rows, start, items, failed | broken)
             start += len(batch.index)
     columns = ["original", *(rate_text(rate) for rate in rates)]
     return draw_sheet(columns, [SheetRow(label=label, pictures=row) for label, row in zip(labels, rows, strict=True)])
@@ -134,6 +135,46 @@ def _worst(result: Result) -> tuple[str, dict[int, float]]:
     return score, {item: value for value, item in rows[:_WORST]}
 
 
-def _append(rows: list[list[Any]], start: int, pictures: Tensor, failed: Tensor) -> None:
-    for i, (picture, bad) in enumerate(zip(pictures.cpu(), failed.tolist(), strict=True)):
-        rows[start + i].append(None if bad else Image.fromarray(picture.permute(1, 2, 0).numpy()))
+def _room(tokenizer: Tokenizer, result: Result, corpus: Any, numbers: list[int]) -> tuple[Any, Any, Any]:
+    """Give runner, reader and the chosen items of a modality."""
+    if result.protocol.modality == "image":
+        return Runner(tokenizer, result.protocol), batches, Selection(corpus, numbers)
+    from eval.sound_runner import SoundRunner, sound_batches
+    from eval.sounds import SoundSelection
+
+    return SoundRunner(tokenizer, result.protocol), sound_batches, SoundSelection(corpus, numbers)
+
+
+def _append(rows: list[list[Any]], start: int, items: Any, failed: Tensor) -> None:
+    if isinstance(items, Tensor):
+        drawn = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in items.cpu()]
+    else:
+        drawn = [spectrogram(wave, items.sample_rate) for wave in items.waves]
+    for i, (picture, bad) in enumerate(zip(drawn, failed.tolist(), strict=True)):
+        rows[start + i].append(None if bad else picture)
+
+
+_SOUND_SIZE = (256, 128)  # frames, bands
+_SOUND_SECONDS = 4.0
+_DECIBELS = 80.0
+
+
+def spectrogram(wave: Tensor, sample_rate: int, *, seconds: float = _SOUND_SECONDS) -> Image.Image:
+    """Draw the first seconds of a waveform `(s,)`: time to the right, 128 mel bands to half the rate upwards.
+
+    White is the full scale of a sine, black 80 dB less: the same for all pictures, so that loudness can be compared.
+    """
+    from eval.scorers.audio.mels import slaney_bank
+
+    frames, bands = _SOUND_SIZE
+    wave = wave[: round(seconds * sample_rate)].double()
+    wave = torch.nn.functional.pad(wave, (0, round(seconds * sample_rate) - len(wave)))
+    window = 1024
+    taper = torch.hann_window(window, dtype=torch.float64)
+    hop = max(1, len(wave) // frames)
+    bank = slaney_bank(window, bands, sample_rate)
+    bank = bank / bank.sum(0).clamp(min=1e-12)
+    power = torch.stft(wave, window, hop, window=taper, pad_mode="constant", return_complex=True).abs().square()[:, :frames]
+    decibels = 10 * (bank.T @ power / (window / 4) ** 2).clamp(min=1e-20).log10()
+    grey = ((decibels / _DECIBELS + 1).clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(grey.flip(0).numpy()).convert("RGB")

@@ -4,13 +4,17 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from eval.scorers.records import DEFAULT_IMAGE, RECORDS, ScorerRecord
+from eval.scorers import records
+from eval.scorers.audio.records import AUDIO_RECORDS, DEFAULT_AUDIO
+from eval.scorers.records import DEFAULT_IMAGE, ScorerRecord
 
 if TYPE_CHECKING:
     from eval.scorers.base import Scorer
     from zoo.tokens import TokenSpec
 
-__all__ = ["DEFAULT_IMAGE", "RECORDS", "ScorerRecord", "check_names", "make_scorers"]
+__all__ = ["DEFAULT_AUDIO", "DEFAULT_IMAGE", "RECORDS", "ScorerRecord", "check_names", "make_scorers"]
+
+RECORDS: dict[str, ScorerRecord] = {**records.RECORDS, **{record.name: record for record in AUDIO_RECORDS}}
 
 
 def check_names(names: Iterable[str]) -> list[str]:
@@ -54,13 +58,15 @@ def make_scorers(
         ModuleNotFoundError: a package is missing; the text has the command.
         WeightsUnavailableError: official weights are neither on this machine nor to be had.
     """
-    from eval.scorers import distribution, image, tokens
+    from eval.scorers import audio, distribution, image, tokens
 
     networks = {} if networks is None else networks
     made: dict[str, Scorer] = {}
     for name in check_names(names):
         record = RECORDS[name]
-        if record.kind == "item":
+        if record.kind != "tokens" and record.modality == "audio":
+            made[name] = audio.make(record, networks)
+        elif record.kind == "item":
             made[name] = image.make(record, networks)
         elif record.kind == "distribution":
             made[name] = distribution.make(record, networks)

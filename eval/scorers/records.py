@@ -17,13 +17,16 @@ class ScorerRecord:
         name: lower snake case, with the unit where it has one.
         unit: of the value; "1" for a pure number.
         better: which direction is an improvement; None where neither is.
-        kind: "item" gives one number for each picture; "distribution" one number for two sets of pictures; "tokens" looks at codes.
+        kind: "item" gives one number for each item; "distribution" one number for two sets of items; "tokens" looks at codes.
         needs_reference: compares with the originals.
         range: lowest and highest possible value; None is unbounded.
         source: paper or package the definition is from.
         protocol: all that fixes the number beside the pictures: constants, border rule, network and its SHA-256, input size.
         min_items: fewest items that give a value.
         min_side: smallest side of the pictures in pixels.
+        modality: of the items; "any" for scores of codes.
+        sample_rate: of the waveforms it looks at; None takes any.
+        raises_rate: waveforms of a lower rate are brought up instead of being refused.
         download: needs weights that no installed package brings.
     """
 
@@ -38,6 +41,9 @@ class ScorerRecord:
     min_items: int = 1
     min_side: int = 1
     download: bool = False
+    modality: Literal["image", "audio", "any"] = "image"
+    sample_rate: int | None = None
+    raises_rate: bool = False
 
     def with_protocol(self, **facts: Any) -> "ScorerRecord":
         """Give the record with more facts in its protocol, such as the hash of the network that was loaded."""
@@ -154,6 +160,7 @@ _PLAIN = [
         unit="1",
         better="higher",
         kind="tokens",
+        modality="any",
         needs_reference=False,
         range=(0.0, 1.0),
         source="share of the codebook's entries seen at least once; at most codes seen / entries",
@@ -164,6 +171,7 @@ _PLAIN = [
         unit="codes",
         better="higher",
         kind="tokens",
+        modality="any",
         needs_reference=False,
         range=(1.0, None),
         source="2 ^ entropy of the codes' frequencies",

@@ -11,7 +11,16 @@ from eval.scorers.base import ItemScorer, Scorer
 from eval.scorers.records import ScorerRecord
 from zoo.tokens import Tokens, TokenSpec
 
-__all__ = ["BitsPerPixel", "CodePerplexity", "CodebookUse", "entropy_bits", "make", "position_groups"]
+__all__ = [
+    "BitsPerPixel",
+    "BitsPerSecond",
+    "CodePerplexity",
+    "CodebookUse",
+    "EntropyBitsPerSecond",
+    "entropy_bits",
+    "make",
+    "position_groups",
+]
 
 _MOST_COUNTERS = 2**25  # 256 MiB of counters
 
@@ -22,6 +31,14 @@ class BitsPerPixel(ItemScorer):
     def update(self, tokens: Tokens | Tensor, *, index: Tensor | None = None, failed: Tensor | None = None) -> None:
         """Add a batch of tokens, or of a codec's bits per pixel `(b,)`; items that `failed` `(b,)` are NaN and counted."""
         self._add(tokens.bits_per_pixel() if isinstance(tokens, Tokens) else tokens, index, failed)
+
+
+class BitsPerSecond(ItemScorer):
+    """Bits of each item over its seconds."""
+
+    def update(self, tokens: Tokens | Tensor, *, index: Tensor | None = None, failed: Tensor | None = None) -> None:
+        """Add a batch of tokens, or of a codec's bits per second `(b,)`; items that `failed` `(b,)` are NaN and counted."""
+        self._add(tokens.bits_per_second() if isinstance(tokens, Tokens) else tokens, index, failed)
 
 
 def entropy_bits(counts: Tensor) -> Tensor:
@@ -168,6 +185,29 @@ class CodePerplexity(CodeCounts):
         return 2 ** float(entropy_bits(counts))
 
 
+class EntropyBitsPerSecond(CodeCounts):
+    """Bits a second at the entropy of the codes of each depth: what an ideal coder of single codes would need."""
+
+    seconds: Tensor
+
+    def __init__(self, record: ScorerRecord, spec: TokenSpec, positions: int | None = None) -> None:
+        super().__init__(record, spec, positions)
+        self.add_state("seconds", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, tokens: Tokens, *, index: Tensor | None = None, failed: Tensor | None = None) -> None:
+        super().update(tokens, index=index, failed=failed)
+        rate = self.spec.sample_rate
+        if rate is None:
+            raise ValueError(f"{self.record.name}.update: {self.spec.tokenizer} says no sample rate. Leave this score out.")
+        good = slice(None) if failed is None else ~failed.to(tokens.device)
+        self.seconds += float(tokens.extent[good, 0].sum()) / rate
+
+    def compute(self) -> Tensor:
+        """Give the bits of all codes over the seconds of all items, float64."""
+        bits = sum(float(counts.sum()) * float(entropy_bits(counts)) for counts in self._totals())
+        return torch.tensor(bits, dtype=torch.float64) / self.seconds
+
+
 def make(record: ScorerRecord, spec: TokenSpec | None, positions: int | None) -> Scorer:
     """Build the scorer of a record.
 
@@ -176,6 +216,15 @@ def make(record: ScorerRecord, spec: TokenSpec | None, positions: int | None) ->
     """
     if record.name == "bits_per_pixel":
         return BitsPerPixel(record)
+    if record.name == "bits_per_second":
+        return BitsPerSecond(record)
     if spec is None:
         raise ValueError(f"scorer {record.name}: there are no codes to count. Leave it out, or give spec=.")
-    return {"codebook_use": CodebookUse, "code_perplexity": CodePerplexity}[record.name](record, spec, positions)
+    return _COUNTED[record.name](record, spec, positions)
+
+
+_COUNTED: dict[str, type[CodeCounts]] = {
+    "codebook_use": CodebookUse,
+    "code_perplexity": CodePerplexity,
+    "entropy_bits_per_second": EntropyBitsPerSecond,
+}

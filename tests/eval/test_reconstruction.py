@@ -13,7 +13,7 @@ from eval.reconstruction import evaluate, main
 from eval.results import comparable, item_scores, load_result
 from eval.runner import Runner, batches, tensors_sha256
 from eval.scorers import DEFAULT_IMAGE
-from eval.sheet import SheetRow, draw_sheet, picture_sheet
+from eval.sheet import SheetRow, draw_sheet, item_sheet
 from recipes.data.corpora import open_images
 from recipes.data.corpus import content_hash
 from zoo.checkpoint import write_folder
@@ -244,7 +244,7 @@ def test_what_cannot_be_measured_is_refused_before_the_work(toys):
     blocks, pixels, corpus = toys.BlockColours(), toys.Pixels(), toys.pictures(4, 16)
     with pytest.raises(ValueError, match=r"no scorer 'psnr'. Did you mean psnr_db"):
         evaluate(blocks, corpus, scorers=["psnr"])
-    with pytest.raises(ValueError, match=r"scorer pfd64_mbv2 cannot be used: it needs at least 65 pictures and there are 4"):
+    with pytest.raises(ValueError, match=r"scorer pfd64_mbv2 cannot be used: it needs at least 65 items and there are 4"):
         evaluate(blocks, corpus, scorers=["pfd64_mbv2"])
     with pytest.raises(ValueError, match=r"scorer codebook_use cannot be used: toy_pixels makes latents"):
         evaluate(pixels, corpus, scorers=["codebook_use"])
@@ -252,7 +252,7 @@ def test_what_cannot_be_measured_is_refused_before_the_work(toys):
         evaluate(pixels, corpus, protocol="image-8-v1", scorers=["ssim"])
     with pytest.raises(ValueError, match=r"rates of toy_pixels: \[4\], but this tokenizer has one rate only"):
         evaluate(pixels, corpus, rates=[4], scorers=["psnr_db"])
-    with pytest.raises(ValueError, match=r"corpus holds no pictures"):
+    with pytest.raises(ValueError, match=r"corpus holds no item"):
         evaluate(blocks, toys.Pictures([]), scorers=["psnr_db"])
     with pytest.raises(ValueError, match=r"limit=0. Allowed: at least 1"):
         evaluate(blocks, corpus, limit=0)
@@ -261,15 +261,15 @@ def test_what_cannot_be_measured_is_refused_before_the_work(toys):
     with pytest.raises(ValueError, match=r"there is no protocol 'image'"):
         evaluate(blocks, corpus, protocol="image")
     sound = toys.Pixels()
-    sound.info = replace(sound.info, modality="audio")
-    with pytest.raises(ValueError, match=r"toy_pixels is a tokenizer of audio"):
+    sound.info = replace(sound.info, modality="video")
+    with pytest.raises(ValueError, match=r"toy_pixels is a tokenizer of video"):
         evaluate(sound, corpus)
 
 
 def test_default_scorers_that_do_not_fit_are_left_out_aloud(toys, caplog):
     with caplog.at_level(logging.WARNING):
         result = evaluate(toys.BlockColours(), toys.pictures(4, 16), rates=[16])
-    assert "pfd64_mbv2 is left out: it needs at least 65 pictures and there are 4" in caplog.text
+    assert "pfd64_mbv2 is left out: it needs at least 65 items and there are 4" in caplog.text
     assert set(DEFAULT_IMAGE) - set(result.points[0].scores) == {"pfd64_mbv2"}
 
 
@@ -350,7 +350,7 @@ def test_sheet_shows_what_was_scored(toys):
     tokenizer = toys.Pixels(noise=0.2, broken=0.9)
     corpus.arrays[2] = np.full((16, 16, 3), 255, np.uint8)
     result = evaluate(tokenizer, corpus, scorers=["mse"])
-    sheet = picture_sheet(tokenizer, corpus, result, first=3, batch_size=2)
+    sheet = item_sheet(tokenizer, corpus, result, first=3, batch_size=2)
     side, factor = 96, 6
     top = [14 + 6 + j * (side + 14 + 6) + 14 for j in range(8)]
     assert sheet.size == (2 * (side + 6) + 6, 14 + 6 + 8 * (side + 14 + 6))
@@ -389,7 +389,7 @@ def test_reading_ahead_keeps_the_order(toys):
 def test_a_codec_without_tokens_is_scored_by_the_same_meter(pair):
     a, b = pair
     meter = PointMeter({"quality": 50}, ["psnr_db", "bits_per_pixel"])
-    meter.update(a, b, index=torch.arange(6), failed=torch.zeros(6, dtype=torch.bool), bits_per_pixel=torch.arange(6) / 2)
+    meter.update(a, b, index=torch.arange(6), failed=torch.zeros(6, dtype=torch.bool), rates=torch.arange(6) / 2)
     point = meter.point()
     assert point.rate == {"quality": 50}
     assert point.bits_per_pixel == point.scores["bits_per_pixel"].mean == 1.25

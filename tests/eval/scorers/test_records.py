@@ -5,12 +5,17 @@ from dataclasses import fields
 
 import pytest
 
-from eval.scorers import DEFAULT_IMAGE, RECORDS, ScorerRecord, check_names
+from eval.scorers import DEFAULT_AUDIO, DEFAULT_IMAGE, RECORDS, ScorerRecord, check_names
 
 PLAIN = ["psnr_db", "ssim", "ssim_valid", "mse", "mae", "bits_per_pixel", "codebook_use", "code_perplexity"]
 OFFICIAL = ["lpips", "lpips_vgg", "rfid"]
 KINDS = ["pdist", "fd", "pfd64", "kid", "precision", "recall"]
-WANTED = PLAIN + OFFICIAL + [f"{kind}_{network}" for kind in KINDS for network in ("mbv2", "lite0")]
+PICTURES = PLAIN + OFFICIAL + [f"{kind}_{network}" for kind in KINDS for network in ("mbv2", "lite0")]
+SIGNAL = ["si_sdr_db", "snr_db", "mel_distance", "stft_distance", "log_spectral_distance_db"]
+LISTENING = ["pesq_wb", "pesq_nb", "stoi", "estoi", "visqol_speech", "visqol_audio", "distillmos"]
+SPEECH = ["speaker_similarity", "f0_error_cents", "voicing_error", "wer_sphinx", "wer_gap_sphinx"]
+SETS = ["fad_aisfx", "kad_aisfx", "bits_per_second", "entropy_bits_per_second"]
+WANTED = PICTURES + SIGNAL + LISTENING + SPEECH + SETS + [f"dnsmos_{part}" for part in ("sig", "bak", "ovrl", "p808")]
 
 
 def test_every_scorer_has_a_whole_record():
@@ -20,7 +25,7 @@ def test_every_scorer_has_a_whole_record():
         assert record.unit
         assert record.source
         assert record.protocol
-        assert record.better in ("higher", "lower")
+        assert record.better in ("higher", "lower") or name == "entropy_bits_per_second"
         low, high = record.range
         assert low is None or high is None or low < high
         assert {f.name for f in fields(ScorerRecord)} >= {"needs_reference", "range", "source", "protocol"}
@@ -32,7 +37,7 @@ def test_only_the_official_network_is_called_fid():
 
 
 def test_default_scorers_need_no_download():
-    assert not any(RECORDS[name].download for name in DEFAULT_IMAGE)
+    assert not any(RECORDS[name].download for name in (*DEFAULT_IMAGE, *DEFAULT_AUDIO))
 
 
 def test_unknown_names_get_near_matches():
@@ -46,5 +51,6 @@ def test_unknown_names_get_near_matches():
 
 
 def test_reading_results_and_listing_scorers_load_no_torch():
-    code = "import sys, eval.scorers, eval.protocols, eval.rates, eval.results; sys.exit('torch' in sys.modules)"
+    modules = "eval.scorers, eval.scorers.audio.records, eval.protocols, eval.rates, eval.results"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
