@@ -157,6 +157,11 @@ def _snac_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
     return _distance(x, tok.decode_vectors(quantized.x, noise)) + quantized.loss
 
 
+def _wave_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
+    quantized = tok.quantizer(tok.encode_vectors(tok._pad(x, tok._legal_size(tuple(x.shape[2:])))))
+    return _distance(x, tok.decode_vectors(quantized.x)[..., : x.shape[2]]) + quantized.loss
+
+
 def _speech_tokenizer_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
     quantized = tok.quantizer(tok.encode_vectors(x))
     taught = tok.semantic_features(x)
@@ -195,6 +200,11 @@ SMALL: dict[str, Small] = {
         ),
         loss=_dac_loss,
         step=lambda tok, data: tok.decoder_chain().push(tok.lookup(data.transpose(1, 2)), last=True),
+    ),
+    "bigcodec": Small(
+        config=lambda entry: dict(width=4, strides=(2, 3), channels=8, decoder_width=16, codebook_size=64, codebook_dim=4),
+        loss=_wave_loss,
+        step=lambda tok, data: tok.decode_vectors(tok.quantizer.decode(data)),
     ),
     "dc_ae": Small(
         config=lambda entry: dict(

@@ -1,7 +1,0 @@
-"""Video tokenizers of the zoo."""
-
-from zoo.registry import Entry
-
-__all__ = ["ENTRIES"]
-
-ENTRIES: tuple[Entry, ...] = ()
