@@ -74,6 +74,14 @@ class Tokenizer(nn.Module):
         """Encode a batch of a legal size to `(b, *positions, d)` codes or latents; `generator` samples, None takes the mode."""
         raise NotImplementedError
 
+    def _side(self, x: Tensor) -> dict[str, Tensor]:
+        """Tensors, batch first, that the decoder needs beside the codes of a batch of a legal size."""
+        return {}
+
+    def _side_bits(self, extent: tuple[int, ...]) -> float:
+        """Bits of an item's side tensors."""
+        return 0.0
+
     def _decode(self, tokens: Tokens, size: tuple[int, ...], **options: Any) -> Tensor:
         """Decode tokens of items of one legal size to `(b, c, *size)`."""
         raise NotImplementedError
@@ -217,7 +225,8 @@ class Tokenizer(nn.Module):
             data = torch.cat(drawn)
         else:
             data = self._encode_size(padded, tiling, tokens=longest, depth=depth, generator=None)
-        out = Tokens(data, self.spec, torch.tensor([extent] * len(x), dtype=torch.int64, device=data.device))
+        extents = torch.tensor([extent] * len(x), dtype=torch.int64, device=data.device)
+        out = Tokens(data, self.spec, extents, None, self._side(padded))
         if keep is not None and bool((keep != data.shape[1]).any()):
             out = out.keep(keep)
         if goal is not None:
@@ -581,7 +590,7 @@ class Tokenizer(nn.Module):
         elif self.info.residual and grid is not None:
             if depth is not None:
                 raise ValueError(f"{name}: depth={depth} and {argument}={rate:g} both choose the depth. Give only one.")
-            steps = [sum(code_bits[:d]) * math.prod(grid) for d in self.spec.depths]
+            steps = [sum(code_bits[:d]) * math.prod(grid) + self._side_bits(extent) for d in self.spec.depths]
         else:
             raise ValueError(f"{name}: {argument}={rate:g}, but this tokenizer has one rate only. Leave it out.")
         count = sum(bits <= budget for bits in steps)

@@ -488,7 +488,7 @@ class Tokens:
 
     @staticmethod
     def cat(parts: Sequence["Tokens"]) -> "Tokens":
-        """Join batches of one tokenizer; smaller items are padded with zeros and `lengths` remembers.
+        """Join batches of one tokenizer; smaller items are padded with zeros and `lengths` remembers. So are smaller side tensors.
 
         Raises:
             ValueError: nothing to join, or parts that differ in tokenizer, depth, axes of the grid, dtype or names of side tensors.
@@ -515,7 +515,7 @@ class Tokens:
             first.spec,
             torch.cat([part.extent for part in parts]),
             lengths,
-            {key: torch.cat([part.side[key] for part in parts]) for key in first.side},
+            {key: _stacked([part.side[key] for part in parts]) for key in first.side},
         )
 
     @staticmethod
@@ -617,6 +617,17 @@ def _shown(numbers: Sequence[int]) -> str:
     """Write `1..4` for a run of numbers, `1, 3, 7` for others."""
     run = len(numbers) > 1 and list(numbers) == list(range(numbers[0], numbers[-1] + 1))
     return f"{numbers[0]}..{numbers[-1]}" if run else ", ".join(map(str, numbers))
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    """Join batches along the first axis; what is smaller along the others is filled with zeros."""
+    largest = [max(sides) for sides in zip(*(row.shape[1:] for row in rows), strict=True)]
+    out = rows[0].new_zeros(sum(len(row) for row in rows), *largest)
+    start = 0
+    for row in rows:
+        out[(slice(start, start + len(row)), *(slice(side) for side in row.shape[1:]))] = row
+        start += len(row)
+    return out
 
 
 def _real(positions: Sequence[int], sizes: Tensor) -> Tensor:

@@ -1,0 +1,77 @@
+"""SEANet, the convolution network of EnCodec and Mimi, as steps on pieces (`zoo.layers.audio_chunks`) of the library's modules.
+
+Paper: Tagliasacchi et al., "SEANet: A Multi-modal Speech Enhancement Network", arXiv 2009.02095. The modules are those of
+transformers: convolutions with `.conv`, `.causal` and `.pad_mode` that pad their own end to whole strides, residual blocks with
+`.block` and `.shortcut`, an LSTM with its input added, ELU.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo.layers.audio_chunks import Chain, ConvStep, ElementStep, LSTMStep, ResidualStep, Step, TransposeStep, elu
+from zoo.quantizers.base import exact_math, working_dtype
+from zoo.quantizers.search import nearest, search_table
+
+__all__ = ["conv_step", "residual_codes", "seanet_chain", "transpose_step"]
+
+
+def conv_step(layer: Any) -> ConvStep:
+    """A convolution that pads as the library's module does: all before where it is causal, else the larger half before."""
+    conv = layer.conv
+    total = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1 - conv.stride[0]
+    right = 0 if layer.causal else total // 2
+    return ConvStep(conv, left=total - right, right=right, mode=layer.pad_mode, whole_strides=True)
+
+
+def transpose_step(layer: Any) -> TransposeStep:
+    """A transposed convolution cut as the library's module cuts it; a causal one only at its end."""
+    conv = layer.conv
+    total = conv.kernel_size[0] - conv.stride[0]
+    right = total if layer.causal else total // 2
+    return TransposeStep(conv, trim_left=total - right, trim_right=right)
+
+
+def _step(layer: Any) -> Step:
+    if isinstance(layer, nn.ELU):
+        return ElementStep(elu)
+    if hasattr(layer, "lstm"):
+        return LSTMStep(layer.lstm)
+    if hasattr(layer, "block"):
+        shortcut = None if isinstance(layer.shortcut, nn.Identity) else Chain([_step(layer.shortcut)])
+        return ResidualStep(seanet_chain(layer.block), shortcut)
+    transposed = isinstance(layer.conv, nn.ConvTranspose1d)
+    if getattr(layer, "norm_type", None) != "time_group_norm":
+        return transpose_step(layer) if transposed else conv_step(layer)
+    if not transposed:
+        return Chain([conv_step(layer), ElementStep(layer.norm)])
+    cut = transpose_step(layer)  # the library takes the norm before it cuts
+    return Chain([TransposeStep(layer.conv), ElementStep(layer.norm), ElementStep(_cut(cut.trim_left, cut.trim_right))])
+
+
+def _cut(left: int, right: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: x[..., left : x.shape[2] - right]
+
+
+def seanet_chain(layers: Iterable[nn.Module]) -> Chain:
+    """The layers of an encoder, decoder or residual block as a chain for one signal.
+
+    Where the layers have a norm over time, the whole signal (a chunk) must be pushed at once.
+    """
+    return Chain([_step(layer) for layer in layers])
+
+
+def residual_codes(latents: Tensor, books: Iterable[Tensor]) -> list[Tensor]:
+    """Codes `(b, n)` of each level for latents `(b, c, n)`: the nearest entry of what the levels before left, in float32."""
+    b, _, n = latents.shape
+    codes = []
+    with exact_math(latents.device.type):
+        residual = latents.transpose(1, 2).flatten(0, 1)
+        residual = residual.to(working_dtype(residual.dtype))
+        for book in books:
+            book = book.to(residual.dtype)
+            found = nearest(residual, search_table(book))
+            residual = residual - book[found]
+            codes.append(found.view(b, n))
+    return codes
