@@ -26,7 +26,7 @@ from eval.scorers import DEFAULT_AUDIO, DEFAULT_IMAGE, RECORDS, check_names
 from recipes.data.corpus import Selection, content_hash
 from zoo.tokenizer import Tokenizer
 
-__all__ = ["dataset_of", "evaluate", "item_rows", "main", "open_corpus", "show"]
+__all__ = ["data_name", "dataset_of", "evaluate", "item_rows", "main", "open_corpus", "show"]
 
 logger = logging.getLogger(__name__)
 _OF_CODES = ("codebook_use", "code_perplexity", "entropy_bits_per_second")
@@ -193,7 +193,7 @@ def dataset_of(corpus: Any, limit: int | None, name: str | None, split: str | No
     if len(corpus) < world:
         raise ValueError(f"evaluate: {len(corpus)} items for {world} processes. Needed: at least one each.")
     facts = {"count": len(corpus), "total": total, "limit": used, "sha256": content_hash(corpus)}
-    return corpus, Dataset(name=name or _name_of(corpus.source), split=split, **facts)
+    return corpus, Dataset(name=name or data_name(corpus.source), split=split, **facts)
 
 
 def _first(corpus: Any, limit: int) -> Any:
@@ -232,7 +232,7 @@ def _scorers_for(tokenizer: Tokenizer, protocol: Any, scorers: Sequence[str] | N
     return [name for name in names if name not in obstacles]
 
 
-def _name_of(source: str) -> str:
+def data_name(source: str) -> str:
     """Give a data set's name: the last part of its path, without what does not belong in a file name."""
     last = Path(str(source).partition(" and ")[0].rstrip("/")).name or "data"
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in last.removesuffix(".tar")).strip("-") or "data"
@@ -342,7 +342,7 @@ def main(argv: Sequence[str]) -> int:
         "limit": args.limit,
         "decode": dict(_option(text) for text in args.decode),
         "seed": args.seed,
-        "dataset_name": args.dataset_name or (args.data if args.data == "samples" else _name_of(args.data)),
+        "dataset_name": args.dataset_name or data_name(args.data),
         "split": args.split,
     }
     out = args.out or _default_out(tokenizer, len(corpus), settings)

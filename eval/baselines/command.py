@@ -14,7 +14,7 @@ from torch import Tensor
 from eval.baselines.pictures import PICTURE_CODECS, PictureCodec
 from eval.baselines.sounds import SOUND_CODECS, SoundCodec
 from eval.protocols import AnyProtocol, get_protocol
-from eval.reconstruction import dataset_of, item_rows, open_corpus, show
+from eval.reconstruction import data_name, dataset_of, item_rows, open_corpus, show
 from eval.results import Result, Speed, environment
 from eval.runner import batches, device_name
 from eval.scorers import DEFAULT_AUDIO, DEFAULT_IMAGE, RECORDS, check_names
@@ -165,7 +165,7 @@ def main(argv: Sequence[str]) -> int:
         rates=None if args.rates is None else [int(part) for part in args.rates.split(",")],
         scorers=None if args.scorers is None else [part.strip() for part in args.scorers.split(",")],
         limit=args.limit,
-        dataset_name=args.dataset_name,
+        dataset_name=args.dataset_name or data_name(args.data),
         split=args.split,
     )
     name = result.dataset.name + (f"-first{result.dataset.limit}" if result.dataset.limit else "")
