@@ -49,7 +49,7 @@ def read_tensors(
         allow_pickle: the caller knows that the public release is a pickle. It is read with `weights_only=True`, which
             refuses anything but tensors and plain values.
         key: entry of a pickled dictionary that holds the tensors, with `.` between levels. None takes the dictionary itself,
-            or its `state_dict`.
+            or its `state_dict`. Several entries joined by `+` are read together, their names with the entry and a `.` before.
 
     Returns:
         name -> tensor, with the names and types of the file.
@@ -126,13 +126,28 @@ def _read_pickle(path: Path, key: str | None) -> dict[str, Tensor]:
     except Exception as error:  # bytes that are no pickle can raise any class inside the unpickler
         fault = "it is empty" if path.stat().st_size == 0 else f"{type(error).__name__}: {error}"
         raise ValueError(f"zoo.read_tensors: {path} cannot be read as a pickle: {fault}.") from error
+    if key is not None and "+" in key:
+        entries = {entry: _entry(path, content, entry, key) for entry in key.split("+")}
+        return {f"{entry}.{name}": value for entry, values in entries.items() for name, value in values.items()}
+    if key is not None:
+        return _entry(path, content, key, key)
     where = "the file"
-    for part in key.split(".") if key else ():
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content, where = content["state_dict"], "'state_dict'"
+    return _plain(path, content, where)
+
+
+def _entry(path: Path, content: object, entry: str, key: str) -> dict[str, Tensor]:
+    """Follow the `.` of one entry."""
+    where = "the file"
+    for part in entry.split("."):
         if not isinstance(content, Mapping) or part not in content:
             raise ValueError(f"zoo.read_tensors: key={key!r}: {where} of {path} has no {part!r}. {_describe(content)}")
         content, where = content[part], repr(part)
-    if key is None and isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content, where = content["state_dict"], "'state_dict'"
+    return _plain(path, content, where)
+
+
+def _plain(path: Path, content: object, where: str) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(
             f"zoo.read_tensors: {where} of {path} is not a dictionary of tensors. {_describe(content)} Say with key= which "

@@ -37,7 +37,8 @@ class Weights:
         layout: "zoo" for our own config.json and parameter names, "public" for the original release's.
         config_file: the configuration beside the tensors; None where the entry's own config is used.
         pickle: True where the public file is a pickle; it is then read with `weights_only=True`.
-        key: entry of that pickle which holds the tensors, with `.` between levels; None for its `state_dict`, or the whole.
+        key: entry of that pickle which holds the tensors, with `.` between levels; None for its `state_dict`, or the whole. Several
+            are joined by `+`, and their tensors have the entry and a `.` before their names.
     """
 
     file: str = "model.safetensors"

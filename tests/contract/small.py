@@ -246,6 +246,11 @@ SMALL: dict[str, Small] = {
         loss=_grid_loss,
         step=_grid_step,
     ),
+    "mar_kl": Small(
+        config=lambda entry: dict(_CNN, latent_channels=4, encoder_attention=(2,), scaling_factor=0.7),
+        loss=_bridge_loss,
+        step=lambda tok, data: tok.decode_latents(data),
+    ),
     "open_magvit2": Small(
         config=lambda entry: dict(_CNN, bits=6, splits=(2, 4) if entry["splits"] else None),
         loss=_grid_loss,
