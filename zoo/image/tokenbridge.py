@@ -15,7 +15,6 @@ posterior (`encode(x, sample=True)`). Nothing is trained, so any autoencoder of 
 
 import json
 import logging
-import re
 from dataclasses import dataclass, replace
 from math import log2, prod
 from typing import Any, Literal, Self, get_args
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import Config
+from zoo.layers.kl16_sizes import kl16_sizes
 from zoo.layers.kl_vae import KLAutoencoder
 from zoo.layers.vqgan import Decoder, Encoder
 from zoo.quantizers.dimension_wise import DimensionWise, calibrate
@@ -313,7 +313,7 @@ class TokenBridge(Tokenizer):
         sizes = {**config, **(config.get("tiny_overrides") or {})}
         return TokenBridgeConfig.from_dict(
             {
-                **_sizes_of(shapes),
+                **kl16_sizes(shapes, family="tokenbridge"),
                 "scaling_factor": config.get("latent_scale", 0.2325) * config.get("fixture_extra_scale", 1.0),
                 "image_size": sizes.get("resolution", 256),
                 "levels": [2 ** config.get("quant_bits", 6)],
@@ -396,30 +396,3 @@ _KEYS = (
     *("latent_scale", "fixture_extra_scale", "quant_bits", "quant_min", "quant_max", "std_range", "resolution", "tiny_overrides"),
     *("use_variational", "embed_dim", "ch_mult", "source", "commit"),
 )
-
-
-def _sizes_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Fields of the configuration that the tensors' shapes tell."""
-    needed = ("encoder.conv_in.weight", "post_quant_conv.weight", "quant_conv.weight")
-    missing = [key for key in needed if key not in shapes]
-    if missing:
-        raise ValueError(f"tokenbridge: the weights have no {', '.join(missing)}. Are they those of the KL-16 autoencoder of MAR?")
-    width, channels = shapes["encoder.conv_in.weight"][0], shapes["post_quant_conv.weight"][0]
-    if shapes["quant_conv.weight"][0] != 2 * channels:
-        found = shapes["quant_conv.weight"][0]
-        raise ValueError(f"tokenbridge: quant_conv has {found} channels for {channels} latents. Needed: {2 * channels}.")
-    first = re.compile(r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
-    levels = {int(match[1]): shape[0] for key, shape in shapes.items() if (match := first.fullmatch(key))}
-    return {
-        "latent_channels": channels,
-        "width": width,
-        "multipliers": [levels[level] // width for level in sorted(levels)],
-        "blocks": sum(bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", key)) for key in shapes),
-        "encoder_attention": _with_attention(shapes, "encoder.down"),
-        "decoder_attention": _with_attention(shapes, "decoder.up"),
-    }
-
-
-def _with_attention(shapes: dict[str, tuple[int, ...]], part: str) -> list[int]:
-    pattern = re.compile(rf"{re.escape(part)}\.(\d+)\.attn\.0\.q\.weight")
-    return sorted(int(match[1]) for key in shapes if (match := pattern.fullmatch(key)))
