@@ -151,6 +151,13 @@ def _encodec_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
     return _distance(x, tok.decoder_chain().push(tok.encoder_chain().push(x, last=True), last=True))
 
 
+def _mimi_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
+    """The codebooks learn from running averages, so the loss goes around them."""
+    latents, parts = tok.encoder_chain().push(x, last=True), tok.model.quantizer
+    both = (parts.semantic_residual_vector_quantizer, parts.acoustic_residual_vector_quantizer)
+    return _distance(x, tok.decoder_chain().push(sum(part.output_proj(part.input_proj(latents)) for part in both), last=True))
+
+
 def _snac_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
     quantized = tok.quantizer(tok.encode_vectors(x))
     noise = PositionNoise([int(torch.randint(1 << 30, (), generator=draws))], device=x.device, dtype=x.dtype)
@@ -250,6 +257,14 @@ SMALL: dict[str, Small] = {
         config=lambda entry: dict(_CNN, latent_channels=4, encoder_attention=(2,), scaling_factor=0.7),
         loss=_bridge_loss,
         step=lambda tok, data: tok.decode_latents(data),
+    ),
+    "mimi": Small(
+        config=lambda entry: dict(
+            sample_rate=120, width=4, strides=(3, 2), latent_channels=8, num_codebooks=3, codebook_size=16, codebook_channels=4,
+            layers=1, heads=2, mlp_width=16, window=5, layer_scale=0.5,
+        ),
+        loss=_mimi_loss,
+        step=lambda tok, data: tok.decoder_chain().push(tok.lookup(data.transpose(1, 2)), last=True),
     ),
     "open_magvit2": Small(
         config=lambda entry: dict(_CNN, bits=6, splits=(2, 4) if entry["splits"] else None),
