@@ -19,15 +19,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from recipes.modules.base import TokenizerRecipe
+from recipes.modules.counting import CountsCodes
 from recipes.modules.discriminators import GeneratorLoss, Norm, PatchDiscriminator, generator_loss, hinge_loss, lecam_penalty
 from zoo.layers.features import feature_distance, load_features
 from zoo.quantizers.distributed import all_reduce_sum, world_size
-from zoo.quantizers.usage import UsageMonitor
 
 __all__ = ["AdversarialRecipe", "Adversary", "Reconstruction"]
 
-_COUNTED = 2**20  # largest codebook whose use is counted
-_ALL = 2**40  # codes to look back on: all of a validation
 _RATIO_FLOOR = 1e-4  # of the adversarial gradient in the adaptive weight, as published
 
 
@@ -84,7 +82,7 @@ class Reconstruction(NamedTuple):
     values: dict[str, Tensor]
 
 
-class AdversarialRecipe(TokenizerRecipe):
+class AdversarialRecipe(CountsCodes, TokenizerRecipe):
     """Train a tokenizer on pictures: `pixel + feature + adversarial` and what `reconstruct` adds.
 
     Works on one device and with `--trainer.strategy ddp_find_unused_parameters_true`, in float32 and bfloat16 (mixed or whole).
@@ -121,7 +119,6 @@ class AdversarialRecipe(TokenizerRecipe):
         self.adversary = adversary
         self.pixel_loss, self.pixel_weight, self.feature_weight = pixel_loss, pixel_weight, feature_weight
         self.gradient_clip = gradient_clip
-        self._usage: list[UsageMonitor] = []  # in a list it is no part of the module, so averaged weights leave its counts alone
         self.discriminator = None
         if adversary is not None and adversary.weight:
             self.discriminator = PatchDiscriminator(width=adversary.width, layers=adversary.layers, norm=adversary.norm)
@@ -257,21 +254,3 @@ class AdversarialRecipe(TokenizerRecipe):
     def _clip(self, optimizer: Any) -> None:
         if self.gradient_clip is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
-
-    # -- which codes are used --------------------------------------------------------------------------------------------------
-
-    def count_codes(self, codes: Tensor) -> None:
-        """Count the codes `(..., depth)` of a validation batch; codebooks beyond 2^20 entries are not counted."""
-        info = self.tokenizer.info
-        if max(info.vocabulary) > _COUNTED:
-            return
-        if not self._usage:
-            self._usage = [UsageMonitor(codebook_size=max(info.vocabulary), depth=info.depth, window=_ALL).to(self.device)]
-        self._usage[0].update(codes)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the use of the codes counted in this validation, and forget them."""
-        for usage in self._usage:
-            found = usage.compute()
-            self.log_dict({f"val/{name}": found[name].mean() for name in ("used_fraction", "perplexity")})
-            usage.reset()
