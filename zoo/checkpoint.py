@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.hub import choose_weights, sha256_of
+from zoo.torchscript import read_script
 
 __all__ = ["Folder", "load_strict", "read_folder", "read_tensors", "sha256_of", "weight_norm_keys", "write_folder"]
 
@@ -44,7 +45,8 @@ def read_tensors(
     """Read all tensors of a file onto the CPU.
 
     Args:
-        path: a safetensors file; a pickle (`.pt`, `.pth`, `.th`, `.bin`, `.ckpt`) only with `allow_pickle`.
+        path: a safetensors file; a TorchScript archive (`.jit`), whose code is not run; a pickle (`.pt`, `.pth`, `.th`, `.bin`,
+            `.ckpt`) only with `allow_pickle`.
         sha256: what the file must hash to; checked before it is read.
         allow_pickle: the caller knows that the public release is a pickle. It is read with `weights_only=True`, which
             refuses anything but tensors and plain values.
@@ -74,7 +76,7 @@ def read_tensors(
                 "*.safetensors file. Pickles are read only for catalog entries that say so."
             )
         return _read_pickle(path, key)
-    return _read_safetensors(path)
+    return read_script(path) if path.suffix == ".jit" else _read_safetensors(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ class Small:
         frozen: beginnings of the names of parameters that training leaves alone, with the reason as value.
         embedding: for a tokenizer of meaning, the features of the embedding `(b, features)` that `decode` gives, whatever the size
             of the items; None where it gives a signal of their size.
+        each_position: the embedding is one of each position, `(b, n, features)`.
     """
 
     config: Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -41,6 +42,7 @@ class Small:
     options: Callable[[Any, int], dict[str, Any]] = lambda tok, number: {}
     frozen: Mapping[str, str] = field(default_factory=dict)
     embedding: int | None = None
+    each_position: bool = False
 
 
 # -- the families ------------------------------------------------------------------------------------------------------------------
@@ -176,6 +178,17 @@ def _speech_tokenizer_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tenso
     return _distance(x, tok.decode_vectors(quantized.x)[..., : x.shape[2]]) + quantized.loss + _distance(taught, teacher)
 
 
+def _cosmos_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
+    x = tok._pad(x, tok._legal_size(tuple(x.shape[2:])))
+    z = tok.encode_latents(x)
+    return _distance(x, tok.decode_latents(z if tok.quantizer is None else tok.quantizer(z).x))
+
+
+def _cvivit_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
+    quantized = tok.quantize(tok.encode_vectors(x))
+    return _distance(x, tok.decode_vectors(quantized.x)) + quantized.loss
+
+
 def _vidtok_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
     x = tok._pad(x, tok._legal_size(tuple(x.shape[2:])))
     h = tok.moments(x)
@@ -211,6 +224,22 @@ SMALL: dict[str, Small] = {
     "bigcodec": Small(
         config=lambda entry: dict(width=4, strides=(2, 3), channels=8, decoder_width=16, codebook_size=64, codebook_dim=4),
         loss=_wave_loss,
+        step=lambda tok, data: tok.decode_vectors(tok.quantizer.decode(data)),
+    ),
+    "cosmos": Small(
+        config=lambda entry: dict(
+            width=8, multipliers=(1, 2, 2), decoder_multipliers=(1, 2, 2)[: len(entry["decoder_multipliers"])], blocks=1,
+            z_channels=4, image_size=16, latent_channels=4, levels=entry["levels"] and (8, 8, 5, 5),
+        ),
+        loss=_cosmos_loss,
+        step=lambda tok, data: tok.decode_latents(data if tok.quantizer is None else tok.quantizer.decode(data)),
+    ),
+    "cvivit": Small(
+        config=lambda entry: dict(
+            width=16, codebook_size=64, codebook_channels=entry["codebook_channels"] and 4, image_size=(16, 16), patch=4,
+            spatial_depth=1, temporal_depth=2, heads=2, head=8, time_window=entry["time_window"] and 3,
+        ),
+        loss=_cvivit_loss,
         step=lambda tok, data: tok.decode_vectors(tok.quantizer.decode(data)),
     ),
     "dc_ae": Small(
@@ -302,6 +331,17 @@ SMALL: dict[str, Small] = {
         ),
         loss=_speech_tokenizer_loss,
         step=lambda tok, data: tok.decode_vectors(tok.quantizer.decode(data)),
+    ),
+    "ssl_kmeans": Small(
+        config=lambda entry: dict(
+            layer=2, codebook_size=entry["codebook_size"] // 500 * 16, width=8, heads=2, mlp_width=16, conv_channels=(8, 8),
+            conv_kernels=(5, 2), conv_strides=(5, 2), position_kernel=4, position_groups=2, buckets=8, max_distance=20,
+        ),
+        loss=lambda tok, x, draws: tok.quantizer(tok.features(x)).loss,
+        step=lambda tok, data: tok.quantizer.decode(data),
+        frozen={"network.": "the centroids are those of finished features"},
+        embedding=8,
+        each_position=True,
     ),
     "titok": Small(
         config=lambda entry: dict(
