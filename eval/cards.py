@@ -146,11 +146,13 @@ def _results(result: Result) -> str:
     data = result.dataset
     split = f" ({data.split})" if data.split else ""
     head = f"## Results, {result.status}: {data.name}{split}, {data.count} items, protocol {result.protocol.id}"
-    lines = ["| rate | bits per pixel | " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) + 1)]
+    unit = "bits per second" if result.protocol.modality == "audio" else "bits per pixel"
+    lines = [f"| rate | {unit} | " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) + 1)]
     for point in result.points:
         rate = ", ".join(f"{key} {value}" for key, value in point.rate.items()) or "full"
         cells = [_score(point.scores[name]) if name in point.scores else "" for name in names]
-        bits = "" if point.bits_per_pixel is None else f"{point.bits_per_pixel:.4g}"
+        amount = point.bits_per_second if result.protocol.modality == "audio" else point.bits_per_pixel
+        bits = "" if amount is None else f"{amount:.4g}"
         lines.append(f"| {rate} | {bits} | " + " | ".join(cells) + " |")
     source = f"\n\nSource: {result.source['paper']}, {result.source['table']}, {result.source['link']}" if result.source else ""
     return f"{head}\n\n" + "\n".join(lines) + source
@@ -211,18 +213,20 @@ def _training_sources(entry: Entry) -> str:
 
 
 def _worst(name: str, results: Sequence[Result]) -> str:
-    """The five items with the lowest PSNR at the full rate."""
+    """The five items with the lowest PSNR, or for sound the largest mel distance, at the full rate."""
     for result in results:
         if result.status != "measured":
             continue
         path = Path(__file__).parent / "results" / name / f"{result.dataset.name}.{result.protocol.id}.items.csv"
         if not path.exists():
             continue
-        rows = [row for row in read_items(path) if "psnr_db" in row.scores]
-        full = [row for row in rows if row.rate == rows[-1].rate and not math.isnan(row.scores["psnr_db"])]
-        worst = sorted(full, key=lambda row: row.scores["psnr_db"])[:5]
+        sound = result.protocol.modality == "audio"
+        score, what = ("mel_distance", "largest mel distance") if sound else ("psnr_db", "lowest PSNR")
+        rows = [row for row in read_items(path) if score in row.scores]
+        full = [row for row in rows if row.rate == rows[-1].rate and not math.isnan(row.scores[score])]
+        worst = sorted(full, key=lambda row: row.scores[score], reverse=sound)[:5]
         lines = [f"- `{row.key}`: " + ", ".join(f"{key} {value:.4g}" for key, value in row.scores.items()) for row in worst]
-        head = f"The five items of {result.dataset.name} with the lowest PSNR at the full rate:"
+        head = f"The five items of {result.dataset.name} with the {what} at the full rate:"
         return f"## Where it fails\n\n{head}\n\n" + "\n".join(lines)
     return ""
 

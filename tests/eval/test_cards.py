@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import zoo
-from eval.cards import card, card_path
+from eval.cards import card, card_path, results_of
 
 NAMES = zoo.list_models()
 
@@ -58,3 +58,10 @@ def test_training_pictures_are_listed_with_their_licences():
 def test_research_only_weights_say_so():
     text = card(zoo.info("flextok_d18_d28_dfn"), [])
     assert "research use only" in text
+
+
+def test_results_on_sound_are_in_bits_per_second():
+    (result,) = (stored for stored in results_of("opus") if stored.dataset.name == "speech16k")
+    text = card(zoo.info("snac_24khz"), [result])
+    assert "| rate | bits per second |" in text
+    assert f"| kbps 6 | {result.points[0].bits_per_second:.4g} |" in text
