@@ -66,7 +66,8 @@ class _SetScorer(Scorer):
                 self.failures += 1
                 continue
             for sounds, kept in ((a, self.a), (b, self.b)):
-                rows = sounds.once(("features", i, id(self._features[0])), lambda s=sounds, i=i: self._features[0](s.at(_RATE)[i]))
+                key = ("features", i, self._features[0])  # equal for all scorers that share the network
+                rows = sounds.once(key, lambda s=sounds, i=i: self._features[0](s.at(_RATE)[i]))
                 kept.append(rows.double())
             self.count += 1
 

@@ -213,6 +213,20 @@ def test_features_of_sound_come_every_other_second():
     assert tuple(network(wave[:100]).shape) == (1, 512)
 
 
+def test_scorers_of_one_network_hear_an_item_once():
+    calls = []
+    networks = {}
+    made = make_scorers(["fad_aisfx", "kad_aisfx"], networks=networks)
+    network = networks["aisfx", 44100]
+    heard = network.convolutions[0].register_forward_hook(lambda *_: calls.append(1))
+    a, b = (Sounds([tone(hz, 0.2), tone(2 * hz, 0.2)], 16000) for hz in (200.0, 210.0))
+    for scorer in made.values():
+        scorer.update(a, b)
+    heard.remove()
+    assert len(calls) == 4
+    assert all(scorer.result().n == 2 for scorer in made.values())
+
+
 def test_distances_of_sets_equal_their_formulas():
     generator = torch.Generator().manual_seed(0)
     waves = [[torch.randn(6, generator=generator) * scale + shift for _ in range(40)] for scale, shift in ((1.0, 0.0), (2.0, 0.5))]
