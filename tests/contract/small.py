@@ -189,6 +189,13 @@ def _cvivit_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
     return _distance(x, tok.decode_vectors(quantized.x)) + quantized.loss
 
 
+def _gaussian_video_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
+    x = tok._pad(x, tok._legal_size(tuple(x.shape[2:])))
+    mean, logvar = tok.moments(x).chunk(2, -1)
+    y = tok.decode_raw(mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=draws))
+    return _distance(x, y) + 1e-4 * (mean.square() + logvar.exp() - logvar).mean()
+
+
 def _vidtok_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
     x = tok._pad(x, tok._legal_size(tuple(x.shape[2:])))
     h = tok.moments(x)
@@ -370,6 +377,14 @@ SMALL: dict[str, Small] = {
         ),
         loss=_vidtok_loss,
         step=_vidtok_step,
+    ),
+    "wan_vae": Small(
+        config=lambda entry: dict(
+            latents_mean=(0.5, -0.2, 0.1, 0.0), latents_std=(1.5, 1.0, 0.7, 2.0), width=8, blocks=1, image_size=16,
+            decoder_width=entry["decoder_width"] and 12, multipliers=(1, 2, 2, 2),
+        ),
+        loss=_gaussian_video_loss,
+        step=lambda tok, data: tok.decode_latents(data),
     ),
 }  # fmt: skip
 
