@@ -75,8 +75,9 @@ def test_a_sample_in_tiles_is_seeded(nano):
 def test_tolerance_on_pictures(nano):
     """Group norms and attention see one tile: close to the whole picture, and as good.
 
-    Measured on the 12 samples at 256 px with tiles of 128 px, when this was written: 38.3 dB between the two reconstructions, and
-    0.07 dB less PSNR to the originals. `python -m pytest tests/image/test_tiling.py -k tolerance -s` shows today's.
+    Measured on the 12 samples at 256 px with tiles of 128 px, when this was written: 41.2 dB between the two reconstructions, and
+    0.004 dB less PSNR to the originals; with weights of an earlier training 38.3 and 0.07. In a wide flat sky a tile can be seen
+    as a faint tint, which the blending softens. `python -m pytest tests/image/test_tiling.py -k tolerance -s` shows today's.
     """
     x = nano.preprocess(images(), size=256)
     with torch.inference_mode():
@@ -84,8 +85,8 @@ def test_tolerance_on_pictures(nano):
     apart = psnr_db(whole.clamp(-1, 1), tiled).mean()
     loss = psnr_db(x, whole).mean() - psnr_db(x, tiled).mean()
     print(f"whole and tiled: {apart:.2f} dB; loss to the originals: {loss:.3f} dB")
-    assert apart > 33
-    assert loss < 0.3
+    assert apart > 35
+    assert loss < 0.15
 
 
 MEASURE = """
