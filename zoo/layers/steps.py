@@ -29,6 +29,7 @@ class Stepper:
         size: length of all others; the last one may be shorter.
         multiple: what the lengths of all steps but the first are a multiple of; the end of the signal is filled up with its last
             frame.
+        alone: frames at the beginning that do not count for `multiple` where the first step is the last.
         flush: at the end call the network once more, on nothing and with `memory.ending`, for what it holds back.
     """
 
@@ -39,12 +40,13 @@ class Stepper:
         first: int,
         size: int,
         multiple: int = 1,
+        alone: int = 0,
         flush: bool = False,
     ) -> None:
         self.network, self.size, self.multiple, self.flush = network, size, multiple, flush
         self.memory = Memory()
         self.held: Tensor | None = None  # of a step that is not complete
-        self.next = first
+        self.next, self.alone = first, alone
 
     def push(self, x: Tensor, *, last: bool) -> Tensor | None:
         """Give all that became final with the next chunk `(b, t, ...)`; t = 0 is allowed at the end."""
@@ -59,11 +61,11 @@ class Stepper:
         held = x if self.held is None else torch.cat([self.held, x], 1)
         while held.shape[1] >= self.next:
             step, held = held.split([self.next, held.shape[1] - self.next], 1)
-            self.next = self.size
+            self.next, self.alone = self.size, 0
             yield step
         self.held = held.clone() if held.shape[1] and not last else None
         if last and held.shape[1]:
-            missing = -held.shape[1] % self.multiple
+            missing = (self.alone - held.shape[1]) % self.multiple
             yield torch.cat([held, held[:, -1:].expand(-1, missing, *held.shape[2:])], 1) if missing else held
 
 
