@@ -233,6 +233,13 @@ SMALL: dict[str, Small] = {
         loss=_wave_loss,
         step=lambda tok, data: tok.decode_vectors(tok.quantizer.decode(data)),
     ),
+    "cogvideox_vae": Small(
+        config=lambda entry: dict(
+            latent_channels=4, scaling_factor=0.7, block_channels=(8, 8, 8, 16), layers_per_block=1, norm_groups=4, image_size=16
+        ),
+        loss=_gaussian_video_loss,
+        step=lambda tok, data: tok.decode_latents(data),
+    ),
     "cosmos": Small(
         config=lambda entry: dict(
             width=8, multipliers=(1, 2, 2), decoder_multipliers=(1, 2, 2)[: len(entry["decoder_multipliers"])], blocks=1,
