@@ -225,8 +225,8 @@ class Tokenizer(nn.Module):
             data = torch.cat(drawn)
         else:
             data = self._encode_size(padded, tiling, tokens=longest, depth=depth, generator=None)
-        extents = torch.tensor([extent] * len(x), dtype=torch.int64, device=data.device)
-        out = Tokens(data, self.spec, extents, None, self._side(padded))
+        each = torch.tensor([extent] * len(x), dtype=torch.int64, device=data.device)
+        out = Tokens(data, self.spec, each, None, self._side(padded))
         if keep is not None and bool((keep != data.shape[1]).any()):
             out = out.keep(keep)
         if goal is not None:

@@ -22,17 +22,17 @@ def plural(number: int, word: str) -> str:
 
 
 def layout(entry: Entry) -> str:
-    """Layout of the positions, and for sound the sample rate."""
+    """Layout of the positions, and for sound the sample rate in kHz."""
     if entry.sample_rate is None:
         return entry.layout
-    return f"{entry.layout} {entry.sample_rate / 1000:g} kHz"
+    return f"{entry.layout} {entry.sample_rate / 1000:g}k"
 
 
 def rate(entry: Entry) -> str:
     """Full rate: bits per pixel (bpp), or thousands of bits per second (kbps)."""
     if entry.modality == "image" or entry.bits_per_second is None:
         return "-" if entry.bits_per_pixel is None else f"{entry.bits_per_pixel:.3g} bpp"
-    return f"{entry.bits_per_second / 1000:.4g} kbps"
+    return f"{entry.bits_per_second / 1000:.3g} kbps"
 
 
 def tokens_by_vocabulary(entry: Entry) -> str:
@@ -40,7 +40,7 @@ def tokens_by_vocabulary(entry: Entry) -> str:
     if entry.tokens is not None:
         positions = f"1-{entry.tokens}" if entry.ordered else f"{entry.tokens}"
     elif entry.frame_rate is not None:
-        positions = f"{entry.frame_rate:.4g}/s"
+        positions = f"{entry.frame_rate:.3g}/s"
     elif entry.downsample is not None:
         positions = "1/" + "x".join(map(str, entry.downsample))
     else:

@@ -106,10 +106,19 @@ def _value(key: str, text: str) -> Any:
 
 
 def _table(entries: list[Entry], width: int) -> str:
-    """One line an entry, under a heading for each family."""
+    """One line an entry, under a heading for each family; the columns of each modality have widths of their own."""
+    blocks = [_block([entry for entry in entries if entry.modality == modality], width) for modality in MODALITIES]
+    last = f"{plural(len(entries), 'tokenizer')}; the licence is that of the weights; `zoo show NAME` tells more."
+    return "\n\n".join([*filter(None, blocks), last]) + "\n"
+
+
+def _block(entries: list[Entry], width: int) -> str:
+    """The entries of one modality."""
+    if not entries:
+        return ""
     header = ("name", "layout", "tokens x codes", "rate", "params", "licence", "weights")
     groups: dict[str, list[Entry]] = {}
-    for entry in sorted(entries, key=lambda entry: MODALITIES.index(entry.modality)):
+    for entry in entries:
         groups.setdefault(f"{entry.modality}, {entry.family}", []).append(entry)
     rows = [
         (
@@ -129,8 +138,7 @@ def _table(entries: list[Entry], width: int) -> str:
     for title, group in groups.items():
         text += [title, *lines[: len(group)]]
         del lines[: len(group)]
-    text += ["", f"{plural(len(rows), 'tokenizer')}; the licence is that of the weights; `zoo show NAME` tells more."]
-    return "\n".join(text) + "\n"
+    return "\n".join(text)
 
 
 def markdown(entries: list[Entry]) -> str:
