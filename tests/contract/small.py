@@ -393,6 +393,13 @@ SMALL: dict[str, Small] = {
         loss=_gaussian_video_loss,
         step=lambda tok, data: tok.decode_latents(data),
     ),
+    "wavtokenizer": Small(
+        config=lambda entry: dict(
+            width=4, strides=(3, 2), channels=8, codebook_size=64, decoder_width=8, mlp_width=12, blocks=2, norm_groups=2
+        ),
+        loss=_wave_loss,
+        step=lambda tok, data: tok.decode_vectors(tok.quantizer.decode(data)),
+    ),
 }  # fmt: skip
 
 

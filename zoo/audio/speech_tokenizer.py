@@ -14,25 +14,20 @@ encoder reads backwards too, so there is no stream, and memory grows with the le
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
-from zoo.layers.audio_chunks import elu, fold_weight_norm
-from zoo.layers.snake import Snake
+from zoo.layers.mirrored_seanet import SeanetSizes, rename_codebooks, seanet_decoder, seanet_encoder, seanet_names
 from zoo.quantizers import RVQ
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 
 __all__ = ["SpeechTokenizer", "SpeechTokenizerConfig"]
-
-_KERNEL = 7  # of the first and the last convolution of both networks
-
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechTokenizerConfig(Config):
@@ -83,104 +78,9 @@ class SpeechTokenizerConfig(Config):
         """Samples of a frame."""
         return math.prod(self.strides)
 
-
-# -- modules -----------------------------------------------------------------------------------------------------------------------
-
-
-class _Conv(nn.Conv1d):
-    """A convolution over a signal that is mirrored at its ends; ceil(t / stride) outputs.
-
-    What the last window lacks is filled before, with the mirror's width of zeros in between where the signal is shorter than it.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        kernel, stride, dilation = self.kernel_size[0], self.stride[0], self.dilation[0]
-        total = (kernel - 1) * dilation - (stride - 1)
-        right = total // 2
-        left, length = total - right, x.shape[2]
-        # The windows are counted as the public class counts them, with the undilated kernel.
-        windows = math.ceil((length - kernel + total) / stride)
-        right += windows * stride + kernel - total - length
-        short = max(0, max(left, right) - length + 1)
-        x = F.pad(F.pad(x, (0, short)), (left, right), mode="reflect")
-        return super().forward(x[..., : x.shape[2] - short])
-
-
-class _Transposed(nn.ConvTranspose1d):
-    """A transposed convolution of kernel 2s and stride s, cut to s outputs for an input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        stride = self.stride[0]
-        left = stride - stride // 2
-        return super().forward(x)[..., left : left + stride * x.shape[2]]
-
-
-class _Elu(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return elu(x)
-
-
-def _activation(config: SpeechTokenizerConfig, channels: int) -> nn.Module:
-    return Snake(channels) if config.activation == "snake" else _Elu()
-
-
-class _Unit(nn.Module):
-    """Residual unit; the shortcut is a convolution too."""
-
-    def __init__(self, config: SpeechTokenizerConfig, channels: int, dilation: int) -> None:
-        super().__init__()
-        half = channels // 2
-        self.block = nn.Sequential(
-            _activation(config, channels),
-            _Conv(channels, half, config.residual_kernel, dilation=dilation),
-            _activation(config, half),
-            _Conv(half, channels, 1),
-        )
-        self.shortcut = _Conv(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x) + self.block(x)
-
-
-class _Lstm(nn.Module):
-    """LSTM over time, with its input added (to both directions)."""
-
-    def __init__(self, channels: int, layers: int, *, bidirectional: bool) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(channels, channels, layers, bidirectional=bidirectional, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.transpose(1, 2).contiguous()
-        y = self.lstm(rows)[0]
-        return (y + (torch.cat([rows, rows], 2) if self.lstm.bidirectional else rows)).transpose(1, 2)
-
-
-def _encoder(config: SpeechTokenizerConfig) -> nn.Sequential:
-    """Sound `(b, 1, s)` to vectors `(b, channels, frames)`."""
-    width = config.width
-    layers: list[nn.Module] = [_Conv(1, width, _KERNEL)]
-    for stride in reversed(config.strides):
-        layers += [_Unit(config, width, config.dilation_base**j) for j in range(config.residual_layers)]
-        layers += [_activation(config, width), _Conv(width, 2 * width, 2 * stride, stride=stride)]
-        width *= 2
-    if config.lstm_layers:
-        layers.append(_Lstm(width, config.lstm_layers, bidirectional=config.bidirectional))
-    if config.bidirectional:
-        width *= 2
-    return nn.Sequential(*layers, _activation(config, width), _Conv(width, config.channels, _KERNEL))
-
-
-def _decoder(config: SpeechTokenizerConfig) -> nn.Sequential:
-    """Vectors `(b, channels, frames)` to sound `(b, 1, frames * hop)`."""
-    width = config.width * 2 ** len(config.strides)
-    layers: list[nn.Module] = [_Conv(config.channels, width, _KERNEL)]
-    if config.lstm_layers:
-        layers.append(_Lstm(width, config.lstm_layers, bidirectional=False))
-    for stride in config.strides:
-        layers += [_activation(config, width), _Transposed(width, width // 2, 2 * stride, stride=stride)]
-        width //= 2
-        layers += [_Unit(config, width, config.dilation_base**j) for j in range(config.residual_layers)]
-    return nn.Sequential(*layers, _activation(config, width), _Conv(width, 1, _KERNEL))
+    def seanet(self) -> SeanetSizes:
+        """Sizes of both networks."""
+        return SeanetSizes(**{f.name: getattr(self, f.name) for f in fields(SeanetSizes)})
 
 
 class SpeechTokenizer(Tokenizer):
@@ -192,7 +92,8 @@ class SpeechTokenizer(Tokenizer):
 
     def __init__(self, config: SpeechTokenizerConfig, info: Entry | None = None) -> None:
         super().__init__(config, info)
-        self.encoder = _encoder(config)
+        sizes = config.seanet()
+        self.encoder = seanet_encoder(sizes, bidirectional=config.bidirectional)
         self.quantizer = RVQ(
             dim=config.channels,
             codebook_size=config.codebook_size,
@@ -203,7 +104,7 @@ class SpeechTokenizer(Tokenizer):
         )
         same = config.channels == config.semantic_channels
         self.semantic = nn.Identity() if same else nn.Linear(config.channels, config.semantic_channels)
-        self.decoder = _decoder(config)
+        self.decoder = seanet_decoder(sizes)
 
     @classmethod
     def layout_of(cls, config: SpeechTokenizerConfig) -> dict[str, Any]:
@@ -297,24 +198,5 @@ def _config_from_public(config: Mapping[str, Any]) -> SpeechTokenizerConfig:
 
 def _rename_public(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Fold the weight norm and give public tensors our names; a name that is not known stays as it is."""
-    out: dict[str, Tensor] = {}
-    for key, value in fold_weight_norm(tensors).items():
-        new = key.replace(".conv.conv.", ".").replace(".convtr.convtr.", ".")
-        for side in ("encoder.", "decoder."):
-            if new.startswith(side + "model."):
-                new = side + new.removeprefix(side + "model.")
-        if new.startswith("transform."):
-            new = "semantic." + new.removeprefix("transform.")
-        start, _, name = new.rpartition("._codebook.")
-        if start.startswith("quantizer.vq.layers."):
-            new = f"{start.replace('quantizer.vq.', 'quantizer.')}.{_CODEBOOK.get(name, name)}"
-            if name == "inited":
-                out[f"{new.removesuffix('initialized')}clock.steps"] = torch.tensor(0)
-                value = value.bool().reshape(())
-        out[new] = value
-    if any(key.startswith("quantizer.layers.") for key in out):
-        out["quantizer.clock.steps"] = torch.tensor(0)
-    return out
-
-
-_CODEBOOK = {"embed": "codebook", "embed_avg": "codebook_sum", "cluster_size": "cluster_size", "inited": "initialized"}
+    out = rename_codebooks(seanet_names(tensors))
+    return {key.replace("transform.", "semantic.") if key.startswith("transform.") else key: value for key, value in out.items()}
