@@ -84,6 +84,8 @@ def _maskgit(path: Path, config: TiTokConfig) -> Proxy:
         blocks=config.pixel_blocks,
     )
     load_strict(encoder, parts["encoder"], name=f"load_proxy: the encoder of {path.name}")
+    if "embedding.weight" not in parts["quantize"]:
+        raise ValueError(f"load_proxy: {path} has no quantize.embedding.weight. Is it the file of a MaskGIT-VQGAN?")
     codebook = parts["quantize"]["embedding.weight"]
     _check_codebook(path.name, codebook, config)
     vq = VQ(dim=config.proxy_channels, codebook_size=config.proxy_codes, kmeans_iterations=0)

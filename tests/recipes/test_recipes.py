@@ -179,7 +179,7 @@ recipes.train.main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("name", ["flextok_nano", "rvq_nano"])
+@pytest.mark.parametrize("name", ["flextok_nano", "rvq_nano", "titok_nano"])
 def test_resume_after_kill_is_exact(name, pictures, tmp_path):
     """Killed with SIGKILL in mid-epoch, started again: the losses after the checkpoint equal an uninterrupted run's."""
     steps = ["--trainer.max_steps", "8"]
@@ -202,8 +202,11 @@ def test_resume_after_kill_is_exact(name, pictures, tmp_path):
     assert {s: got[s] for s in (4, 5, 6, 7)} == {s: expected[s] for s in (4, 5, 6, 7)}
 
 
+GAMES, UNUSED = ("rvq_nano", "titok_nano"), "ddp_find_unused_parameters_true"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "strategy"), [("flextok_nano", "ddp"), ("rvq_nano", "ddp_find_unused_parameters_true")])
+@pytest.mark.parametrize(("name", "strategy"), [("flextok_nano", "ddp"), *((name, UNUSED) for name in GAMES)])
 def test_two_processes_train_together(name, strategy, pictures, tmp_path):
     """DDP on two gloo processes by Lightning's own flags: a tokenizer comes out."""
     path = toy_recipe(f"{name}.yaml", pictures, tmp_path)

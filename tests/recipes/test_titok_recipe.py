@@ -156,6 +156,12 @@ def test_what_does_not_fit_is_refused(proxy, tmp_path):
         load_proxy(proxy, TiTokConfig.from_dict({**TOY, "proxy_codes": 32}))
     with pytest.raises(ValueError, match="one position for 4 pixels, patch=8"):
         load_proxy(proxy, TiTokConfig.from_dict({**TOY, "patch": 8, "pixel_multipliers": (1, 1, 1, 1)}))
+    path, _ = maskgit_file(tmp_path)
+    tensors = {key: value for key, value in load_file(path).items() if not key.startswith("quantize.")}
+    save_file(tensors, path)
+    sizes = dict(image_size=16, patch=2, proxy_codes=64, proxy_channels=16, pixel_multipliers=(1, 2))
+    with pytest.raises(ValueError, match=r"maskgit\.safetensors has no quantize\.embedding\.weight"):
+        load_proxy(str(path), TiTokConfig.from_dict({**TOY, **sizes}))
     vae = zoo.create("kl_vae_nano", info_name="kl_vae_nano", block_channels=(8, 8), layers_per_block=1, norm_groups=4)
     folder = export_tokenizer(vae, tmp_path / "vae")
     with pytest.raises(ValueError, match=r"of the family 'autoencoder_kl'. Needed: 'rqvae'"):
