@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo.generators as generators
@@ -78,9 +79,10 @@ def counted(made_codes, window):
     sizes = dict(width=128, depth_blocks=6, heads=4, hidden_multiple=32, classes=3)
     gen = generators.create("token_shuffle", tokens=tokens, window=window, **sizes).eval()
     steps = gen.to_steps(tokens.data)
-    with FlopCounterMode(display=False) as whole, torch.no_grad():
+    plain = sdpa_kernel(SDPBackend.MATH)  # the counter does not see the fused attention of a CPU
+    with plain, FlopCounterMode(display=False) as whole, torch.no_grad():
         gen.predict(steps, torch.tensor([1]))
-    with FlopCounterMode(display=False) as trunk, torch.no_grad():
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as trunk, torch.no_grad():
         gen.trunk(torch.zeros(1, steps.shape[1], 128), gen.table)
     lengths = []
     handle = gen.trunk.register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))
@@ -96,5 +98,5 @@ def test_steps_and_flops_fall_by_the_square_of_the_window(made_codes):
     for window in (2, 4):
         whole, trunk, lengths = counted(made_codes, window)
         assert lengths == [1] * (256 // window**2)
-        assert plain_trunk / trunk >= window**2, plain_trunk / trunk
-        assert plain_whole / whole >= 0.7 * window**2, plain_whole / whole
+        assert plain_trunk / trunk > window**2, plain_trunk / trunk
+        assert plain_whole / whole >= 0.9 * window**2, plain_whole / whole
