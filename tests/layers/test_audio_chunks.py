@@ -88,11 +88,26 @@ def test_mirrored_ends_of_signals_of_any_length(length, stride, cuts, causal):
 @given(length=st.integers(1, 30), kernel=st.integers(1, 9), stride=st.integers(1, 4), cuts=CUTS, cut=st.integers(0, 5))
 def test_a_transposed_convolution_in_pieces(length, kernel, stride, cuts, cut):
     torch.manual_seed(0)
-    conv, x = nn.ConvTranspose1d(3, 4, max(kernel, stride), stride), signal(length)
+    kernel = max(kernel, stride)
+    cut = min(cut, kernel - stride)
+    conv, x = nn.ConvTranspose1d(3, 4, kernel, stride), signal(length)
     whole = conv(x)
     if whole.shape[2] <= 2 * cut:
         return
     close(pieces(TransposeStep(conv, trim_left=cut, trim_right=cut), x, cuts), whole[..., cut : whole.shape[2] - cut])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(1, 30), stride=st.integers(1, 6), cuts=CUTS, cut=st.integers(0, 3), bias=st.booleans(), grad=st.booleans()
+)  # fmt: skip
+def test_a_kernel_of_two_strides_as_a_matrix_product(length, stride, cuts, cut, bias, grad):
+    torch.manual_seed(0)
+    conv, x = nn.ConvTranspose1d(3, 4, 2 * stride, stride, bias=bias).requires_grad_(grad), signal(length)
+    cut = min(cut, stride - 1)
+    whole = conv(x)
+    y = pieces(TransposeStep(conv, trim_left=cut, trim_right=stride - cut), x, cuts)
+    close(y, whole[..., cut : whole.shape[2] - stride + cut])
 
 
 @settings(max_examples=30, deadline=None)
@@ -124,9 +139,11 @@ def test_what_is_settled_comes_at_once_and_nothing_before():
     close(run(Chain(steps()), x, piece=7), run(Chain(steps()), x, piece=100))
 
 
-def test_a_kernel_shorter_than_its_stride_is_refused():
+def test_what_no_codec_has_is_refused():
     with pytest.raises(ValueError, match="a kernel of 1 with stride 2"):
         ConvStep(nn.Conv1d(1, 1, 1, 2))
+    with pytest.raises(ValueError, match=r"trim_right=3\. Allowed: 0\.\.2"):
+        TransposeStep(nn.ConvTranspose1d(1, 1, 4, 2), trim_right=3)
 
 
 def test_pieces_are_let_go():

@@ -40,7 +40,7 @@ from zoo.tokens import Tokens
 __all__ = ["DAC", "DACConfig"]
 
 _DILATIONS = (1, 3, 9)
-_PIECE = 32  # positions of a piece of a whole signal: its widest layer just leaves the cache
+_PIECE = 128  # positions of a piece of a whole signal: more cost memory, fewer cost time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ The 48 kHz model normalises the loudness of chunks of a second; the scales trave
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from zoo.config import Config
 from zoo.layers.audio_chunks import Chain, CodecStream, ElementStep, fold_weight_norm, remove_weight_norm, run
-from zoo.layers.seanet import residual_codes, seanet_chain
+from zoo.layers.seanet import prepared, residual_codes, seanet_chain
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
@@ -249,7 +249,12 @@ class Encodec(Tokenizer):
 
     def quantize(self, latents: Tensor, depth: int | None = None) -> Tensor:
         """Codes `(b, d, n)` of latents `(b, c, n)`."""
-        return torch.stack(residual_codes(latents, [layer.codebook.embed for layer in self.model.quantizer.layers[:depth]]), 1)
+        return self._quantizer(depth)(latents)
+
+    def _quantizer(self, depth: int | None) -> Callable[[Tensor], Tensor]:
+        """`quantize` for many pieces."""
+        books = prepared(layer.codebook.embed for layer in self.model.quantizer.layers[:depth])
+        return lambda latents: torch.stack(residual_codes(latents, books), 1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Latents `(b, c, n)` of codes `(b, d, n)`."""
@@ -261,7 +266,7 @@ class Encodec(Tokenizer):
         return total.transpose(1, 2)
 
     def _coder(self, depth: int | None) -> Chain:
-        return Chain([self.encoder_chain(), ElementStep(lambda latents: self.quantize(latents, depth))])
+        return Chain([self.encoder_chain(), ElementStep(self._quantizer(depth))])
 
     def _decoder(self) -> Chain:
         return Chain([ElementStep(self.lookup), self.decoder_chain()])

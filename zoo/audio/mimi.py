@@ -9,9 +9,10 @@ signals that are no whole number of frames the original pads the samples and the
 differs; `padding` says which, and each public format is read with its own.
 """
 
+import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from zoo.config import Config
 from zoo.layers.audio_chunks import Chain, CodecStream, ElementStep, Step, fold_weight_norm, run
-from zoo.layers.seanet import conv_step, residual_codes, seanet_chain, transpose_step
+from zoo.layers.seanet import conv_step, prepared, residual_codes, seanet_chain, transpose_step
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
@@ -90,6 +91,7 @@ class MimiConfig(Config):
         self.require(self.latent_channels % (2 * self.heads) == 0, "latent_channels", f"a multiple of twice {self.heads} heads")
         steps = math.prod(self.strides)
         self.require(self.sample_rate % steps == 0, "sample_rate", f"a multiple of {steps}, the product of the strides")
+        self.require(self.codebook_channels != self.latent_channels, "codebook_channels", "another number than latent_channels")
         self.require(self.padding in ("layers", "frames"), "padding", "layers, frames")
 
     @property
@@ -325,31 +327,52 @@ class Mimi(Tokenizer):
 
     def quantize(self, latents: Tensor, depth: int | None = None) -> Tensor:
         """Codes `(b, d, n)` of latents `(b, c, n)`: both quantizers look at the same latents."""
-        quantizer, semantic = self.model.quantizer, self.config.num_semantic
-        depth = self.config.num_codebooks if depth is None else depth
-        codes: list[Tensor] = []
-        for part, count in (
-            (quantizer.semantic_residual_vector_quantizer, min(depth, semantic)),
-            (quantizer.acoustic_residual_vector_quantizer, depth - semantic),
-        ):
-            if count > 0:
-                inside = latents if part.input_proj is None else part.input_proj(latents)
-                codes += residual_codes(inside, [_entries(layer.codebook) for layer in part.layers[:count]])
-        return torch.stack(codes, 1)
+        return self._quantizer(depth)(latents)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Latents `(b, c, n)` of codes `(b, d, n)`."""
+        return self._vectors()(codes)
+
+    def _halves(self) -> tuple[tuple[Any, slice], ...]:
+        """Both quantizers with their stretch of the levels."""
         quantizer, semantic = self.model.quantizer, self.config.num_semantic
-        total = _vectors(quantizer.semantic_residual_vector_quantizer, codes[:, :semantic])
-        if codes.shape[1] > semantic:
-            total = total + _vectors(quantizer.acoustic_residual_vector_quantizer, codes[:, semantic:])
-        return total
+        first, rest = quantizer.semantic_residual_vector_quantizer, quantizer.acoustic_residual_vector_quantizer
+        return (first, slice(0, semantic)), (rest, slice(semantic, None))
+
+    def _quantizer(self, depth: int | None) -> Callable[[Tensor], Tensor]:
+        """`quantize` for many pieces."""
+        levels = range(self.config.num_codebooks)[:depth]
+        parts = [
+            (part.input_proj, prepared(_entries(layer.codebook) for layer in part.layers[: len(levels[own])]))
+            for part, own in self._halves()
+        ]
+
+        def codes_of(latents: Tensor) -> Tensor:
+            return torch.stack([code for proj, books in parts if books for code in residual_codes(proj(latents), books)], 1)
+
+        return codes_of
+
+    def _vectors(self) -> Callable[[Tensor], Tensor]:
+        """`lookup` for many pieces."""
+        parts = [(part, [_entries(layer.codebook) for layer in part.layers], own) for part, own in self._halves()]
+
+        def vectors_of(codes: Tensor) -> Tensor:
+            total = None
+            for part, books, own in parts:
+                rows = [F.embedding(level, book) for level, book in zip(codes[:, own].unbind(1), books, strict=False)]
+                if rows:
+                    vectors = part.output_proj(functools.reduce(torch.add, rows).transpose(1, 2))
+                    total = vectors if total is None else total + vectors
+            assert total is not None
+            return total
+
+        return vectors_of
 
     def _coder(self, depth: int | None) -> Chain:
-        return Chain([self.encoder_chain(), ElementStep(lambda latents: self.quantize(latents, depth))])
+        return Chain([self.encoder_chain(), ElementStep(self._quantizer(depth))])
 
     def _decoder(self) -> Chain:
-        return Chain([ElementStep(self.lookup), self.decoder_chain()])
+        return Chain([ElementStep(self._vectors()), self.decoder_chain()])
 
     def _legal_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         return size  # the end is padded in `_encode` or by the layers
@@ -379,17 +402,6 @@ class Mimi(Tokenizer):
 def _entries(codebook: Any) -> Tensor:
     """A codebook of the library, which stores sums and counts."""
     return codebook.embed_sum / codebook.cluster_usage.clamp(min=_SMALLEST_USAGE)[:, None]
-
-
-def _vectors(part: Any, codes: Tensor) -> Tensor:
-    """Latents `(b, c, n)` of one quantizer's codes `(b, d, n)`."""
-    total = None
-    for level, layer in zip(codes.unbind(1), part.layers, strict=False):
-        vectors = F.embedding(level, _entries(layer.codebook))
-        total = vectors if total is None else total + vectors
-    assert total is not None
-    total = total.transpose(1, 2)
-    return total if part.output_proj is None else part.output_proj(total)
 
 
 def _at(config: dict[str, Any], path: str) -> Any:

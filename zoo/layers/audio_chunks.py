@@ -16,8 +16,9 @@ codebooks as the first of the decoder, runs them with `run` in `_encode` and `_d
 Gradients flow where they are wanted; in-place forms of the activations are used only where they are not.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 Mode = Literal["constant", "reflect", "replicate"]
+_IN_CACHE = 1 << 16  # numbers of a tile: a quarter of a megabyte of float32
 
 
 # -- activations -------------------------------------------------------------------------------------------------------------------
@@ -60,24 +62,43 @@ def _may_overwrite(x: Tensor, *others: Tensor) -> bool:
     return not wanted and not torch.compiler.is_compiling()
 
 
-def elu(x: Tensor) -> Tensor:
-    """ELU as max(x, exp(min(x, 0)) - 1): within 1e-7 of the library's expm1 and several times faster on a CPU.
+def _tiles(x: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Channels and positions of parts of `(b, c, t)` that stay in the cache while several operations pass over them."""
+    b, c, t = x.shape
+    columns = min(t, max(1, _IN_CACHE // b))
+    rows = max(1, _IN_CACHE // (b * columns))
+    for first in range(0, c, rows):
+        for start in range(0, t, columns):
+            yield slice(first, first + rows), slice(start, start + columns)
 
-    `x` itself is left as it was.
+
+def elu(x: Tensor) -> Tensor:
+    """ELU as max(x, exp(min(x, 0)) - 1): within 1e-7 of the library's expm1 and about twice as fast on a CPU.
+
+    `x (b, c, t)` itself is left as it was.
     """
     if not _may_overwrite(x):
         return torch.where(x > 0, x, x.clamp(max=0).exp() - 1)
-    y = x.clamp(max=0).exp_().sub_(1)
-    return torch.maximum(y, x, out=y)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    for rows, columns in _tiles(x):
+        part, y = x[:, rows, columns], out[:, rows, columns]
+        torch.clamp(part, max=0, out=y)
+        torch.maximum(y.exp_().sub_(1), part, out=y)
+    return out
 
 
 def snake(x: Tensor, alpha: Tensor, *, tiny: float = 1e-9) -> Tensor:
-    """Snake x + sin(alpha x)^2 / (alpha + tiny) with `alpha` broadcast over `(b, c, t)`; `x` itself is left as it was."""
+    """Snake x + sin(alpha x)^2 / (alpha + tiny) for `x (b, c, t)` and `alpha (1, c, 1)`; `x` itself is left as it was."""
     inverse = (alpha + tiny).reciprocal()
     if not _may_overwrite(x, alpha):
         return torch.addcmul(x, torch.sin(alpha * x).square(), inverse)
-    y = (x * alpha).sin_()
-    return y.mul_(y).mul_(inverse).add_(x)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    for rows, columns in _tiles(x):
+        part, y = x[:, rows, columns], out[:, rows, columns]
+        torch.mul(part, alpha[:, rows], out=y)
+        y.sin_()
+        y.mul_(y).mul_(inverse[:, rows]).add_(part)
+    return out
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------------------
@@ -155,7 +176,7 @@ class ConvStep(Step):
                 return None
             self.held = torch.cat([self._start(recent, right), recent], 2) if self.left else recent
         elif x is not None:
-            self.held = torch.cat([self.held, x], 2)
+            self.held = torch.cat([self.held, x], 2) if self.held.shape[2] else x
         if right:
             self.held = torch.cat([self.held, self._end(right)], 2)
         if self.mode != "constant" and recent is not None:
@@ -182,7 +203,8 @@ class ConvStep(Step):
             return x.new_zeros(*x.shape[:2], self.left)
         if self.mode == "replicate":
             return x[..., :1].expand(-1, -1, self.left)
-        return F.pad(self._enough(x, right), (self.left, 0), mode="reflect")[..., : self.left]
+        seen = self._enough(x, right)[..., : self.left + 1]
+        return F.pad(seen, (self.left, 0), mode="reflect")[..., : self.left]
 
     def _end(self, right: int) -> Tensor:
         """Padding after the last input."""
@@ -193,6 +215,7 @@ class ConvStep(Step):
         assert x is not None
         if self.mode == "replicate":
             return x[..., -1:].expand(-1, -1, right)
+        x = x[..., -self.most :]
         known = x.shape[2]
         return F.pad(self._enough(x, right), (0, right), mode="reflect")[..., known : known + right]
 
@@ -207,14 +230,21 @@ class TransposeStep(Step):
     Args:
         conv: the module with the weights.
         trim_left, trim_right: so many outputs of (t - 1) * stride + kernel are cut at the ends of the whole signal.
+
+    Raises:
+        ValueError: a cut at the end that reaches into what the frame before the last has settled.
     """
 
     def __init__(self, conv: nn.ConvTranspose1d, *, trim_left: int = 0, trim_right: int = 0) -> None:
         self.conv, self.trim_left, self.trim_right = conv, trim_left, trim_right
         self.stride = conv.stride[0]
         self.span = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1
+        if not 0 <= trim_right <= self.span - self.stride:
+            allowed = f"0..{self.span - self.stride}, kernel less stride"
+            raise ValueError(f"TransposeStep: trim_right={trim_right}. Allowed: {allowed}.")
         self.rate = Fraction(self.stride)
         self.context = (self.span - 1) // self.stride
+        self.doubled = conv.kernel_size[0] == 2 * self.stride and conv.groups == conv.dilation[0] == 1
         self.frames = 0
         self.given = trim_left  # next position of the whole output
         self.before: Tensor | None = None
@@ -235,12 +265,36 @@ class TransposeStep(Step):
         self.before = block[..., max(0, block.shape[2] - self.context) :].clone() if self.context else None
         if end <= self.given:
             return None
-        length = (block.shape[2] - 1) * self.stride + self.span
-        left, right = self.given - first, first + length - end
+        start, stop = self.given - first, end - first
         self.given = end
-        conv, both = self.conv, min(left, right)  # the module's way to cut, which makes no copy
+        if self.doubled and _may_overwrite(block, self.conv.weight):
+            return self._product(block, start, stop)
+        conv, right = self.conv, (block.shape[2] - 1) * self.stride + self.span - stop
+        both = min(start, right)  # the module's way to cut, which makes no copy
         y = F.conv_transpose1d(block, conv.weight, conv.bias, conv.stride, both, 0, conv.groups, conv.dilation)
-        return y[..., left - both : end - first - both]
+        return y[..., start - both : stop - both]
+
+    def _product(self, block: Tensor, start: int, stop: int) -> Tensor:
+        """Outputs `start` to `stop` of a block where the kernel is twice the stride, about twice as fast as the library's kernel.
+
+        One matrix product gives what each frame adds to its own stride of outputs and to the next one's.
+        """
+        conv, s = self.conv, self.stride
+        b, _, t = block.shape
+        both = torch.matmul(conv.weight.flatten(1).t(), block).view(b, -1, 2, s, t).transpose(3, 4)
+        own, next_ = both[:, :, 0], both[:, :, 1]
+        low, high = start // s, -(-stop // s)
+        out = own.new_empty(b, own.shape[1], high - low, s)
+        first, end = max(low, 1), min(high, t)
+        if end > first:
+            torch.add(own[:, :, first:end], next_[:, :, first - 1 : end - 1], out=out[:, :, first - low : end - low])
+        if low == 0:
+            out[:, :, 0] = own[:, :, 0]
+        if high > t:
+            out[:, :, t - low] = next_[:, :, t - 1]
+        if conv.bias is not None:
+            out.add_(conv.bias.view(-1, 1, 1))
+        return out.view(b, out.shape[1], -1)[..., start - low * s : stop - low * s]
 
 
 class LSTMStep(Step):
@@ -306,18 +360,30 @@ class ResidualStep(Step):
             return None
         ready = min(a.shape[2], b.shape[2])
         self.waiting = [part[..., ready:].clone() if part.shape[2] > ready else None for part in (a, b)]
-        return a[..., :ready] + b[..., :ready]
+        a, b = a[..., :ready], b[..., :ready]
+        return a.add_(b) if _may_overwrite(a, b) else a + b  # the main branch ends in a layer, whose output is its own
 
 
 def run(chain: Step, x: Tensor, *, piece: int) -> Tensor:
     """Give the chain's output of a whole signal `(b, c, t)`, `piece` positions at a time."""
-    parts = []
+    if x.shape[2] <= piece:
+        y = chain.push(x, last=True)
+        assert y is not None, "a codec gives at least one position"
+        return y
+    parts: list[Tensor] = []
+    out, filled = None, 0
     for start in range(0, x.shape[2], piece):
-        end = start + piece
-        y = chain.push(x[..., start:end], last=end >= x.shape[2])
-        if y is not None:
+        y = chain.push(x[..., start : start + piece], last=start + piece >= x.shape[2])
+        if y is None:
+            continue
+        if not _may_overwrite(y):
             parts.append(y)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+            continue
+        if out is None:  # one place for all, since small results between large ones that come and go would scatter the memory
+            out = y.new_empty(*y.shape[:2], math.ceil(x.shape[2] * chain.rate))
+        out[..., filled : filled + y.shape[2]] = y
+        filled += y.shape[2]
+    return torch.cat(parts, 2) if out is None else out[..., :filled]
 
 
 # -- weight normalisation ----------------------------------------------------------------------------------------------------------

@@ -6,15 +6,15 @@ transformers: convolutions with `.conv`, `.causal` and `.pad_mode` that pad thei
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from zoo.layers.audio_chunks import Chain, ConvStep, ElementStep, LSTMStep, ResidualStep, Step, TransposeStep, elu
 from zoo.quantizers.base import exact_math, working_dtype
-from zoo.quantizers.search import nearest, search_table
+from zoo.quantizers.search import SearchTable, nearest, search_table
 
-__all__ = ["conv_step", "residual_codes", "seanet_chain", "transpose_step"]
+__all__ = ["Book", "conv_step", "prepared", "residual_codes", "seanet_chain", "transpose_step"]
 
 
 def conv_step(layer: Any) -> ConvStep:
@@ -62,7 +62,20 @@ def seanet_chain(layers: Iterable[nn.Module]) -> Chain:
     return Chain([_step(layer) for layer in layers])
 
 
-def residual_codes(latents: Tensor, books: Iterable[Tensor]) -> list[Tensor]:
+class Book(NamedTuple):
+    """A codebook `(k, c)` prepared for the search."""
+
+    entries: Tensor
+    table: SearchTable
+
+
+def prepared(books: Iterable[Tensor]) -> list[Book]:
+    """Make codebooks ready for `residual_codes`, once for all pieces of a signal; in float32 where they are narrower."""
+    wide = [book.to(working_dtype(book.dtype)) for book in books]
+    return [Book(book, search_table(book)) for book in wide]
+
+
+def residual_codes(latents: Tensor, books: Iterable[Book]) -> list[Tensor]:
     """Codes `(b, n)` of each level for latents `(b, c, n)`: the nearest entry of what the levels before left, in float32."""
     b, _, n = latents.shape
     codes = []
@@ -70,8 +83,7 @@ def residual_codes(latents: Tensor, books: Iterable[Tensor]) -> list[Tensor]:
         residual = latents.transpose(1, 2).flatten(0, 1)
         residual = residual.to(working_dtype(residual.dtype))
         for book in books:
-            book = book.to(residual.dtype)
-            found = nearest(residual, search_table(book))
-            residual = residual - book[found]
+            found = nearest(residual, book.table)
+            residual = residual - book.entries[found]
             codes.append(found.view(b, n))
     return codes
