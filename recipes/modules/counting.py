@@ -32,5 +32,5 @@ class CountsCodes:
         """Log the use of the codes counted in this validation, and forget them."""
         for usage in self._usage:
             found = usage.compute()
-            self.log_dict({f"val/{name}": found[name].mean() for name in ("used_fraction", "perplexity")})
+            self.log_dict({f"val/{name}": found[name].mean() for name in ("used_fraction", "perplexity")}, sync_dist=True)
             usage.reset()

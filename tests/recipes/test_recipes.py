@@ -202,7 +202,7 @@ def test_resume_after_kill_is_exact(name, pictures, tmp_path):
     assert {s: got[s] for s in (4, 5, 6, 7)} == {s: expected[s] for s in (4, 5, 6, 7)}
 
 
-GAMES, UNUSED = ("rvq_nano", "titok_nano"), "ddp_find_unused_parameters_true"
+GAMES, UNUSED = ("rvq_nano", "titok_nano", "seed_nano"), "ddp_find_unused_parameters_true"
 
 
 @pytest.mark.slow
