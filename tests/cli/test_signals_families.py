@@ -58,3 +58,14 @@ def test_the_command_line_gives_what_python_gives(name, source, tmp_path):
         assert np.abs(sound.T - y[0].numpy()).max() < 1e-4
     else:
         assert read_videos(out, size=None).shape == y.shape
+
+
+def test_a_tokenizer_of_meaning_has_no_sound_to_write(source, tmp_path, capsys):
+    names = [name for name in cases() if zoo.info(name).modality == "audio" and SMALL[zoo.info(name).family].embedding is not None]
+    assert names, "the k-means tokenizers are in the catalog"
+    tok = built(names[0])
+    folder = write_folder(tmp_path / "tok", config=folder_config(tok), tensors=tok.state_dict())
+    assert main(["encode", str(folder), str(source["audio"]), str(tmp_path / "t.safetensors")]) == 0
+    assert main(["decode", str(folder), str(tmp_path / "t.safetensors"), str(tmp_path / "y.wav")]) == 2
+    assert "its decoder gives features" in capsys.readouterr().err
+    assert not (tmp_path / "y.wav").exists()

@@ -31,6 +31,8 @@ _EPILOG = """examples:
   zoo list --modality image --where bits_per_pixel__lt=0.1
   zoo encode flextok_nano photos/ tokens.safetensors --tokens 8
   zoo decode flextok_nano tokens.safetensors pictures/
+  zoo encode mimi_24khz talk.wav talk.safetensors --depth 8
+  zoo decode mimi_24khz talk.safetensors talk_again.wav
 """
 USERS_ERROR = 2
 STOPPED = 130

@@ -296,6 +296,9 @@ def _parts(tokenizer: "Tokenizer", file: TokenFile, depth: int | None, advance: 
 
 def _whole(tokenizer: "Tokenizer", item: Tokens, options: Mapping[str, Any]) -> Iterator[Tensor]:
     y = tokenizer.decode(item.to(tokenizer.device), **options)
+    if y.shape[1] != tokenizer.in_channels:  # a tokenizer of meaning gives features, which `_write` refuses
+        yield y
+        return
     yield y[(slice(None), slice(None), *(slice(side) for side in item.extent[0].tolist()))]
 
 
@@ -312,4 +315,7 @@ def _write(tokenizer: "Tokenizer", chunks: Iterator[Tensor], target: Path, frame
         writer = VideoWriter(target, frame_rate=frame_rate)
     with writer:
         for y in chunks:
+            if y.ndim < 2 or y.shape[1] != tokenizer.in_channels:
+                found = f"its decoder gives features {tuple(y.shape)}, no {_WORDS[tokenizer.info.modality]}"
+                raise ValueError(f"{tokenizer.info.name}: {found}. Use them in Python.")
             writer.write(y)
