@@ -28,7 +28,7 @@ from zoo.tokens import Tokens
 
 __all__ = ["Encodec", "EncodecConfig"]
 
-_PIECE = 75  # positions of a piece of a whole signal
+_PIECE = 150  # positions of a piece of a whole signal
 
 
 @dataclass(frozen=True, kw_only=True)

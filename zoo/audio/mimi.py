@@ -29,7 +29,7 @@ from zoo.tokens import Tokens
 
 __all__ = ["Mimi", "MimiConfig"]
 
-_PIECE = 32  # positions of a piece of a whole signal
+_PIECE = 64  # positions of a piece of a whole signal
 _SMALLEST_USAGE = 1e-5
 
 

@@ -1,0 +1,107 @@
+"""`python -m eval.codec_speed NAME`: a codec of the zoo beside the plain library class inside it, in one run on one signal.
+
+Weights are random, at the official size. Times are of the processor, the best of a few calls, so that other work on the machine
+disturbs them little; codes must be equal and the sound close, or the comparison is none.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import zoo
+from zoo.tokenizer import Tokenizer
+
+__all__ = ["Comparison", "compare", "main"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Processor seconds of the library's class and of the zoo, for one signal.
+
+    Attributes:
+        same_codes: share of equal codes.
+        difference: largest difference of the sound, over its largest value.
+    """
+
+    library_encode: float
+    zoo_encode: float
+    library_decode: float
+    zoo_decode: float
+    same_codes: float
+    difference: float
+
+
+def _library(tok: Tokenizer, x: Tensor) -> Tensor:
+    """Codes `(b, d, n)` of the plain class."""
+    if tok.info.family == "encodec":
+        return tok.model.encode(x, bandwidth=tok.model.config.target_bandwidths[0]).audio_codes[0]
+    return tok.model.encode(x).audio_codes
+
+
+def _library_sound(tok: Tokenizer, codes: Tensor) -> Tensor:
+    if tok.info.family == "encodec":
+        return tok.model.decode(codes[None], [None]).audio_values
+    y = tok.model.decode(audio_codes=codes).audio_values
+    return y if y.ndim == 3 else y[:, None]
+
+
+def _best(function: Callable[[], Any], calls: int) -> tuple[float, Any]:
+    best, result = float("inf"), None
+    for _ in range(calls):
+        start = time.process_time()
+        result = function()
+        best = min(best, time.process_time() - start)
+    return best, result
+
+
+def compare(tok: Tokenizer, *, seconds: float, calls: int = 3) -> Comparison:
+    """Measure both on noise of whole positions.
+
+    Raises:
+        ValueError: a family that holds no class of the library, or one that works in chunks of its own.
+    """
+    if tok.info.family not in ("dac", "encodec", "mimi") or not tok.info.streaming:
+        raise ValueError(f"eval.codec_speed: {tok.info.name} has no plain class to compare with. Allowed: dac, encodec, mimi.")
+    hop = tok.info.downsample[0]
+    length = max(1, int(seconds * tok.info.sample_rate) // hop) * hop
+    noise = torch.randn(1, tok.in_channels, length, generator=torch.Generator().manual_seed(0))
+    x = (noise * 0.2).clamp(-1, 1)
+    with torch.inference_mode():
+        library_encode, codes = _best(lambda: _library(tok, x), calls)
+        zoo_encode, tokens = _best(lambda: tok.encode(x), calls)
+        library_decode, sound = _best(lambda: _library_sound(tok, codes), calls)
+        zoo_decode, y = _best(lambda: tok.decode(tokens), calls)
+    shared = min(y.shape[2], sound.shape[2])
+    return Comparison(
+        library_encode=library_encode,
+        zoo_encode=zoo_encode,
+        library_decode=library_decode,
+        zoo_decode=zoo_decode,
+        same_codes=float((tokens.data.transpose(1, 2) == codes).float().mean()),
+        difference=float((y[..., :shared] - sound[..., :shared]).abs().max() / sound.abs().max()),
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print one line for each name."""
+    parser = argparse.ArgumentParser(prog="python -m eval.codec_speed", description=__doc__)
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--calls", type=int, default=3)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    for name in options.names:
+        tok = zoo.create(name).eval().requires_grad_(False)
+        c = compare(tok, seconds=options.seconds, calls=options.calls)
+        encode = f"encode {c.library_encode:.2f} -> {c.zoo_encode:.2f} s (x{c.library_encode / c.zoo_encode:.2f})"
+        decode = f"decode {c.library_decode:.2f} -> {c.zoo_decode:.2f} s (x{c.library_decode / c.zoo_decode:.2f})"
+        print(f"{name}: {encode}, {decode}, equal codes {c.same_codes:.4f}, difference {c.difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()
