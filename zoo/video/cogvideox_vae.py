@@ -70,7 +70,8 @@ class _Running:
         self.cache: Any = None
 
     def __call__(self, x: Tensor, memory: Memory) -> Tensor:
-        y, self.cache = self.network(x.permute(0, 4, 1, 2, 3), conv_cache=self.cache)
+        x = x.permute(0, 4, 1, 2, 3).contiguous()  # 3-D convolutions are slow on channels last
+        y, self.cache = self.network(x, conv_cache=self.cache)
         return y.permute(0, 2, 3, 4, 1)
 
 

@@ -86,7 +86,7 @@ class _Running:
     def __call__(self, x: Tensor, memory: Memory) -> Tensor:
         from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 
-        x, vae = x.permute(0, 4, 1, 2, 3), self.vae
+        x, vae = x.permute(0, 4, 1, 2, 3).contiguous(), self.vae  # 3-D convolutions are slow on channels last
         if self.part == "encoder":
             y = vae.quant_conv(vae.encoder(patchify(x, self.patch), feat_cache=self.cache, feat_idx=[0]))
         else:
