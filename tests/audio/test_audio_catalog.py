@@ -1,0 +1,25 @@
+"""Entries of sound carry the axes of the survey of audio codecs, and can be found by them."""
+
+import pytest
+
+import zoo
+
+AXES = ("encoder", "quantizer", "training", "streamable", "domain")
+WRAPPED = [entry.name for family in ("dac", "encodec", "mimi") for entry in zoo.find(family=family)]
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_every_axis_is_stated_once(name):
+    assert tuple(tag.partition(":")[0] for tag in zoo.info(name).tags) == AXES
+
+
+def test_entries_are_found_by_their_axes_and_rates():
+    def names(**filters):
+        return {entry.name for entry in zoo.find(modality="audio", **filters)} & set(WRAPPED)
+
+    assert names(tags="streamable:causal") == {"encodec_24khz", "mimi_24khz", "mimi_24khz_moshi"} == names(causal=True)
+    assert names(tags="domain:music") == {"encodec_32khz", "encodec_48khz"}
+    assert names(streaming=False) == {"encodec_48khz"}
+    assert names(audio_channels=2) == {"encodec_48khz"}
+    assert names(max_bits_per_second=3000) == {"encodec_32khz"}
+    assert names(min_frame_rate=100) == {"encodec_48khz"}
