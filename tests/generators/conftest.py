@@ -68,6 +68,7 @@ def image_latents(**more):
 _STACKS = dict(width=16, heads=2, encoder_depth=1, decoder_depth=1)
 _HEAD = dict(head_width=16, head_depth=1, head_heads=2, class_tokens=2, mask_from=0.4)
 _RESGEN = dict(width=16, depth_blocks=1, heads=2, code_width=4, components=6, rank=2)
+_VIDEO = dict(width=16, depth_blocks=1, heads=2, head=8, bias_width=8)
 _FLOW = dict(flow_width=16, flow_depth=1, flow_head=8)
 
 def frames(**more):
@@ -76,6 +77,10 @@ def frames(**more):
 
 def residual(**more):
     return codes((3, 2), (9, 9, 9), residual=True, **more)
+
+
+def clip(**more):
+    return codes((3, 2, 2), (9,), modality="video", extent=(5, 8, 8), sample_rate=8.0, **more)
 
 
 def even_grid(**more):
@@ -87,6 +92,9 @@ SMALL: dict[str, Small] = {
     "autoregressive_grid": Small("autoregressive", grid, _TRANSFORMER),
     "autoregressive_delay": Small("autoregressive", frames, {**_TRANSFORMER, "pattern": "delay"}),
     "autoregressive_flat": Small("autoregressive", grid, {**_TRANSFORMER, "pattern": "flat"}),
+    "cvivit": Small("cvivit", clip, _VIDEO, {"steps": 3}, 240),
+    "cvivit_shared": Small("cvivit", clip, {**_VIDEO, "critic": "shared"}, {"steps": 3}, 240),
+    "cvivit_separate": Small("cvivit", clip, {**_VIDEO, "critic": "separate"}, {"steps": 3}, 240),
     "elm_grid": Small("elm", grid, _TRANSFORMER),
     "elm_line": Small("elm", line, _TRANSFORMER),
     "elm_masked": Small("elm", grid, {**_TRANSFORMER, "order": "masked", "label_smoothing": 0.0}, {"steps": 3}, 240),

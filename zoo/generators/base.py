@@ -224,7 +224,7 @@ class Generator(nn.Module):
             generator = torch.Generator().manual_seed(0)
         if self.training and self.config.label_dropout:
             dropped = _uniform(generator, len(labels)).to(labels.device) < self.config.label_dropout
-            labels = labels.masked_fill(dropped, self.null)
+            labels = self._left_out(labels, dropped)
         mask = None if tokens.lengths is None else tokens.mask
         data = tokens.data if tokens.discrete else tokens.data.to(next(self.parameters()).dtype)
         return self._loss(data, labels, mask, generator)
@@ -264,7 +264,7 @@ class Generator(nn.Module):
             raise ValueError(f"{name}: n={n!r}. Allowed: an int of at least 1.")
         if not isinstance(guidance, int | float) or not math.isfinite(guidance) or guidance < 0:
             raise ValueError(f"{name}: guidance={guidance!r}. Allowed: a finite number of at least 0; 1 is no guidance.")
-        if guidance != 1 and not self.config.classes:
+        if guidance != 1 and not self._conditional:
             raise ValueError(f"{name}: guidance={guidance}, but this generator has no condition to guide by. Leave it out.")
         self._check_options(options, name)
         labels = self._labels(condition, n, name).to(self.device)
@@ -274,6 +274,15 @@ class Generator(nn.Module):
     def guided_labels(self, labels: Tensor, guidance: float) -> Tensor:
         """Labels of one batch that holds the condition and, for guidance, the null class behind it."""
         return labels if guidance == 1 else torch.cat([labels, torch.full_like(labels, self.null)])
+
+    @property
+    def _conditional(self) -> bool:
+        """There is a condition to guide by."""
+        return bool(self.config.classes)
+
+    def _left_out(self, labels: Tensor, dropped: Tensor) -> Tensor:
+        """Labels without the condition of the items that `dropped (b,)` marks."""
+        return labels.masked_fill(dropped, self.null)
 
     # -- checks --------------------------------------------------------------------------------------------------------------------
 

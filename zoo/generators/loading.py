@@ -26,6 +26,7 @@ __all__ = ["create", "family_class", "load", "save"]
 logger = logging.getLogger(__name__)
 _NOTICED: set[str] = set()
 _FORMAT = "zoo-generator-1"
+_FILES = {"cvivit": "maskgit_video"}  # where the file is named after the system, not after its tokenizer
 _PROVENANCE = (
     *("summary", "unit", "objective", "context", "trained_on", "license_code", "license_weights", "notice", "paper", "source"),
     "parameters",
@@ -33,14 +34,14 @@ _PROVENANCE = (
 
 
 def family_class(family: str) -> type[Generator]:
-    """Import a family by its name, `zoo/generators/<family>.py`.
+    """Import a family by its name, `zoo/generators/<family>.py` unless `_FILES` says otherwise.
 
     Raises:
         ValueError: no such family; the known ones are listed.
     """
     if family not in FAMILIES:
         raise ValueError(f"zoo.generators.load: family={family!r} is unknown. Known: {', '.join(FAMILIES)}.")
-    import_module(f"zoo.generators.{family}")
+    import_module(f"zoo.generators.{_FILES.get(family, family)}")
     return Generator.families[family]
 
 

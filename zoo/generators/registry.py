@@ -1,6 +1,7 @@
 """Which generators there are: entries as plain data, and the functions that list and look them up. Imports no torch.
 
-Families of generators have a table of their own: `elm` and `tokenbridge` name a tokenizer in `zoo.load` and a generator here.
+Families of generators have a table of their own: `cvivit`, `elm` and `tokenbridge` name a tokenizer in `zoo.load` and a
+generator here.
 """
 
 import difflib
@@ -16,7 +17,7 @@ from zoo.registry import UnknownNameError, Weights
 
 __all__ = ["FAMILIES", "GeneratorEntry", "find", "info", "list_models"]
 
-FAMILIES: tuple[str, ...] = ("autoregressive", "elm", "flowar", "resgen", "token_shuffle", "tokenbridge", "xar")
+FAMILIES: tuple[str, ...] = ("autoregressive", "cvivit", "elm", "flowar", "resgen", "token_shuffle", "tokenbridge", "xar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class GeneratorEntry:
 
     Attributes:
         name: lower snake case, `family_size_detail_data`.
-        family: the file `zoo/generators/<family>.py`.
+        family: the file `zoo/generators/<family>.py`; `maskgit_video.py` for "cvivit".
         summary: one sentence for people.
         config: keyword arguments of the family's config dataclass; `tokenizer` in it names the tokenizer.
         weights: where the weights are; None for an architecture without published weights.
