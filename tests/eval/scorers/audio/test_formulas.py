@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -17,6 +18,10 @@ from eval.scorers.audio.pitch import track_pitch
 from eval.scorers.audio.signal import log_spectral_distance_db, mel_distance, si_sdr_db, snr_db, stft_distance
 from eval.scorers.audio.speech import words_of
 from eval.sounds import Sounds
+
+pytestmark = pytest.mark.skipif(
+    find_spec("pesq") is None, reason="the extra audio-eval is not installed: some of its packages need a C compiler"
+)
 
 
 def tone(hz, seconds=1.0, rate=16000, harmonics=6):

@@ -1,12 +1,17 @@
 """Every scorer of sound on real speech: the best value for a copy, worse for worse copies, NaN and a count where it fails."""
 
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 from eval.scorers import RECORDS, make_scorers
 from eval.sounds import Sounds
+
+pytestmark = pytest.mark.skipif(
+    find_spec("pesq") is None, reason="the extra audio-eval is not installed: some of its packages need a C compiler"
+)
 
 WAVEFORM = [name for name, record in RECORDS.items() if record.modality == "audio" and record.kind != "tokens"]
 SLOW = ("visqol_audio", "visqol_speech", "wer_sphinx", "wer_gap_sphinx", "dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl", "dnsmos_p808")
