@@ -92,6 +92,7 @@ SMALL: dict[str, Small] = {
     "autoregressive_grid": Small("autoregressive", grid, _TRANSFORMER),
     "autoregressive_delay": Small("autoregressive", frames, {**_TRANSFORMER, "pattern": "delay"}),
     "autoregressive_flat": Small("autoregressive", grid, {**_TRANSFORMER, "pattern": "flat"}),
+    "autoregressive_mixture": Small("autoregressive", grid, {**_TRANSFORMER, "mixture": (0.3, 0.3, 0.4)}, {}, 240),
     "cvivit": Small("cvivit", clip, _VIDEO, {"steps": 3}, 240),
     "cvivit_shared": Small("cvivit", clip, {**_VIDEO, "critic": "shared"}, {"steps": 3}, 240),
     "cvivit_separate": Small("cvivit", clip, {**_VIDEO, "critic": "separate"}, {"steps": 3}, 240),

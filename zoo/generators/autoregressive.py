@@ -7,6 +7,10 @@ levels (MusicGen, arXiv 2306.05284).
     pattern "parallel": a step is one position, its d codes independent of each other           n steps
     pattern "delay":    level j of position i is in step i + j, so it has seen levels 0..j-1    n + d - 1 steps
     pattern "flat":     a step is one code, level after level within a position                 n * d steps
+
+Training may mix three tasks, one for each batch (TokenUnify, arXiv 2405.16847): random tokens, the next token, all next tokens. The
+paper pre-trains an encoder of volumes so; here the tasks are laid over codes. How they share the network is our choice: one trunk,
+a head for each task, and one learned vector for what a task hides. Sampling and the loss in evaluation are those of the next token.
 """
 
 from collections.abc import Sequence
@@ -14,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.generators.registry import GeneratorEntry
@@ -24,6 +28,7 @@ from zoo.layers.transformer import grid_coordinates
 __all__ = ["Autoregressive", "AutoregressiveConfig"]
 
 Pattern = Literal["parallel", "delay", "flat"]
+Task = Literal["random", "next", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +37,28 @@ class AutoregressiveConfig(SequenceConfig):
 
     Attributes:
         pattern: how the codes of one position follow each other; with one code for each position all three are the same.
+        mixture: shares of the tasks "random", "next" and "all" in training, together 1; other than (0, 1, 0) with "parallel" only.
+        random_share: share of the positions that the task "random" hides.
     """
 
     pattern: Pattern = "parallel"
+    mixture: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    random_share: float = 0.75
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.pattern in get_args(Pattern), "pattern", ", ".join(get_args(Pattern)))
         line = self.pattern != "delay" or len(self.positions) == 1
         self.require(line, "pattern", "'delay' for one axis of positions only; 'parallel' or 'flat' for a grid")
+        shares = len(self.mixture) == 3 and min(self.mixture) >= 0 and abs(sum(self.mixture) - 1) < 1e-6
+        self.require(shares, "mixture", "three shares of at least 0 that together are 1")
+        self.require(not self.mixed or self.pattern == "parallel", "mixture", "(0, 1, 0) with this pattern; others with 'parallel'")
+        self.require(0 < self.random_share < 1, "random_share", "above 0, below 1")
+
+    @property
+    def mixed(self) -> bool:
+        """Training has another task than the next token."""
+        return self.mixture[0] > 0 or self.mixture[2] > 0
 
 
 class Autoregressive(SequenceGenerator):
@@ -60,6 +78,11 @@ class Autoregressive(SequenceGenerator):
             elif config.pattern == "flat":
                 where = where.repeat_interleave(config.depth, 0)
             self._build(where, padded=config.pattern == "delay" and config.depth > 1)
+        self.hidden_step = nn.Parameter(torch.randn(config.width) * 0.02) if config.mixed else None
+        wanted = [task for task, share in zip(("random", "all"), config.mixture[::2], strict=True) if share > 0]
+        self.task_heads = nn.ModuleDict({task: nn.Linear(config.width, sum(self.columns), bias=False) for task in wanted})
+        for head in self.task_heads.values():
+            nn.init.zeros_(head.weight)
 
     # -- codes and steps -----------------------------------------------------------------------------------------------------------
 
@@ -139,3 +162,46 @@ class Autoregressive(SequenceGenerator):
             target = steps[:, level::depth, 0]
             parts.append(F.cross_entropy(scores.flatten(0, 1).float(), target.flatten(), reduction="none").view_as(target))
         return torch.stack(parts, -1).flatten(1)[..., None]
+
+    # -- mixture of tasks ----------------------------------------------------------------------------------------------------------
+
+    def _loss(self, data: Tensor, labels: Tensor, mask: Tensor | None, draws: torch.Generator) -> Tensor:
+        if not (self.config.mixed and self.training):
+            return super()._loss(data, labels, mask, draws)
+        shares = torch.tensor(self.config.mixture, device=draws.device)
+        task = get_args(Task)[int(torch.multinomial(shares, 1, generator=draws))]
+        if task == "next":
+            return super()._loss(data, labels, mask, draws)
+        steps = self.to_steps(data)
+        b, t = steps.shape[:2]
+        real = torch.ones(b, t, dtype=torch.bool, device=steps.device) if mask is None else mask.flatten(1)
+        chance, length = torch.rand(b, t, generator=draws, device=draws.device).to(steps.device), real.sum(1, keepdim=True)
+        if task == "random":
+            rank = chance.masked_fill(~real, 2).argsort(1).argsort(1)
+            hidden = rank < (self.config.random_share * length).round().clamp(min=1)
+        else:
+            hidden = torch.arange(t, device=steps.device) >= (chance[:, :1] * length).floor()
+        return self.task_losses(task, steps, hidden, labels)[hidden & real].mean()
+
+    def task_losses(self, task: Task, steps: Tensor, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Nats of each code of `steps (b, T, m)` where a task hides the steps `hidden (b, T)`; they count where it hides.
+
+        Args:
+            task: "random": attention sees all steps but the hidden and the last, before and after. "all": it sees those before,
+                and `hidden` is everything from some step on.
+            steps, hidden, labels: codes, what is hidden, classes.
+
+        Raises:
+            ValueError: a task that has no share in the configuration's mixture, and "next", which hides nothing.
+        """
+        if task not in self.task_heads:
+            known = ", ".join(self.task_heads) or "none"
+            raise ValueError(f"{self.info.name}.task_losses: task={task!r}. Allowed by the configuration's mixture: {known}.")
+        shown = torch.where(hidden[:, :-1, None], self.hidden_step, self.embed(steps[:, :-1], 0))
+        x = self.dropout(torch.cat([self._begin(labels)[:, None], shown], 1))
+        features = self.trunk(x, self.table[: x.shape[1]], causal=task == "all")
+        parts = []
+        for j, scores in enumerate(self.task_heads[task](features).split(list(self.columns), -1)):
+            target = steps[..., j].clamp(0, scores.shape[-1] - 1)
+            parts.append(F.cross_entropy(scores.flatten(0, 1).float(), target.flatten(), reduction="none").view_as(target))
+        return torch.stack(parts, -1)

@@ -164,10 +164,16 @@ class CausalTransformer(nn.Module):
             blocks=len(self.layers), batch=batch, heads=self.heads, head=self.head, length=length, like=self.norm.weight
         )
 
-    def forward(self, x: Tensor, table: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Run `(b, n, width)` with the rows `(n, head / 2, 2)` of their positions; a cache is filled and keeps them."""
+    def forward(self, x: Tensor, table: Tensor, cache: KVCache | None = None, *, causal: bool | None = None) -> Tensor:
+        """Run `(b, n, width)` with the rows `(n, head / 2, 2)` of their positions.
+
+        Args:
+            x, table: vectors and their positions.
+            cache: is filled and keeps the keys and values.
+            causal: for this call; None as the module was built.
+        """
         for i, block in enumerate(self.layers):
-            x = block(x, table, cache, i, self.causal)
+            x = block(x, table, cache, i, self.causal if causal is None else causal)
         if cache is not None:
             cache.keep(x.shape[1])
         return self.norm(x)
