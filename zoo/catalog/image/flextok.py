@@ -55,8 +55,8 @@ ENTRIES: tuple[Entry, ...] = (
         parameters=5_795_825,
         trained_on="images128 at 64 px, the release build: 4,955 crops of 990 source pictures from public packages",
         training_pack="images128",
-        training="16,500 steps of 32 pictures, seed 0, about 80 minutes on one CPU core (AVX-512, bfloat16 autocast), in two pieces: the "
-        "first 8,250 under a schedule of 20,000, resumed under that of 16,500.",
+        training="16,500 steps of 32 pictures, seed 0, about 80 minutes on one CPU core (AVX-512, bfloat16 autocast), in two "
+        "pieces: the first 8,250 under a schedule of 20,000, resumed under that of 16,500.",
         recipe="flextok_nano",
     ),
     Entry(
