@@ -215,4 +215,4 @@ def test_memory_does_not_grow_with_the_length(tmp_path):
         done = subprocess.run([sys.executable, "-c", MEASURE, path, tmp_path / "y.wav"], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert peak(300) - peak(10) < 20_000, "kilobytes; the samples alone would take 50,000 in float32"
+    assert peak(300) - peak(10) < 30_000, "kilobytes; the samples alone would take 50,000 in float32"
