@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from zoo.generators.base import Generator, GeneratorConfig
 from zoo.generators.drawing import check_draw_options, uniforms
 from zoo.generators.registry import GeneratorEntry
+from zoo.layers.geglu import GEGLU
 from zoo.layers.transformer import grid_coordinates
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
@@ -135,27 +136,13 @@ class _Attention(nn.Module):
         return self.to_out((products.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
-class _FeedForward(nn.Module):
-    """down(up_1 x * gelu(up_2 x)) of the normalised input."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.up(self.norm(x)).chunk(2, -1)
-        return self.down(value * F.gelu(gate))
-
-
 class _Block(nn.Module):
     def __init__(self, config: MaskGITVideoConfig) -> None:
         super().__init__()
         self.position = nn.Conv3d(config.width, config.width, 3, padding=1, groups=config.width)
         self.attention = _Attention(config)
         self.cross = _Attention(config, config.text_width or config.width)
-        self.feed_forward = _FeedForward(config.width, int(config.mlp_ratio * config.width * 2 / 3))
+        self.feed_forward = GEGLU(config.width, int(config.mlp_ratio * config.width * 2 / 3))
 
     def forward(self, x: Tensor, grid: Sequence[int], bias: Tensor, context: Tensor, seen: Tensor) -> Tensor:
         around = self.position(x.transpose(1, 2).unflatten(2, tuple(grid)))

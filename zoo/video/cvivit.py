@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.config import Config as BaseConfig
+from zoo.layers.geglu import GEGLU
 from zoo.quantizers import LFQ, VQ, Projected, Quantized, Quantizer
 from zoo.registry import Entry
 from zoo.streaming import Stream
@@ -160,26 +161,12 @@ class _Attention(nn.Module):
         return self.to_out(mixed.transpose(1, 2).flatten(2))
 
 
-class _FeedForward(nn.Module):
-    """down(up_1 x * gelu(up_2 x)) of the normalised input."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.up(self.norm(x)).chunk(2, -1)
-        return self.down(value * F.gelu(gate))
-
-
 class _Block(nn.Module):
     def __init__(self, config: CViViTConfig, *, position: bool) -> None:
         super().__init__()
         self.position = _PositionConv(config.width) if position else None
         self.attention = _Attention(config.width, config.heads, config.head)
-        self.feed_forward = _FeedForward(config.width, int(config.mlp_ratio * config.width * 2 / 3))
+        self.feed_forward = GEGLU(config.width, int(config.mlp_ratio * config.width * 2 / 3))
 
 
 class _SpaceTransformer(nn.Module):
