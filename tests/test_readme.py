@@ -8,19 +8,36 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from zoo import samples
 from zoo.cli import main
 from zoo.cli.commands.list import MARKERS
 
 ROOT = Path(__file__).parents[1]
+ROOMS = ("zoo", "zoo/quantizers", "zoo/image", "zoo/audio", "zoo/video", "zoo/generators", "recipes", "eval", "tests")
+PAGES = ("README.md", *(f"{room}/README.md" for room in ROOMS))
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language and text of the code blocks of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def python_blocks(page: str) -> list[tuple[str, str]]:
+    """Python of a page with what it prints: the text block behind it, or nothing."""
+    found = blocks(page)
+    followed = [*found[1:], ("", "")][: len(found)]
+    return [
+        (code, text if kind == "text" else "")
+        for (language, code), (kind, text) in zip(found, followed, strict=True)
+        if language == "python"
+    ]
+
+
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
-PYTHON = [
-    (code, BLOCKS[i + 1][1] if BLOCKS[i + 1 : i + 2] and BLOCKS[i + 1][0] == "text" else None)
-    for i, (language, code) in enumerate(BLOCKS)
-    if language == "python"
-]
+BLOCKS = blocks("README.md")
 LINES = [line.partition("#")[0].strip() for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
 COMMANDS = [line for line in LINES if line.startswith("zoo ")]
 # These need an hour and a network; their own tests run them small.
@@ -37,19 +54,27 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def names():
-    """Names that earlier blocks define: the page is read from top to bottom."""
-    return {"__name__": "readme"}
-
-
-@pytest.mark.parametrize(("code", "expected"), PYTHON, ids=[f"block{i}" for i in range(len(PYTHON))])
-def test_python(code, expected, place, names, monkeypatch):
+@pytest.mark.parametrize("page", PAGES)
+def test_python(page, place, monkeypatch):
+    """A page is read from top to bottom: later blocks use the names of earlier ones."""
     monkeypatch.chdir(place)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), names)
-    assert printed.getvalue() == (expected or "")
+    names = {"__name__": "page"}
+    with torch.random.fork_rng():
+        for code, expected in python_blocks(page):
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(code, page, "exec"), names)
+            assert printed.getvalue() == expected, code
+
+
+def test_every_room_has_a_page_and_its_table_names_what_is_there():
+    for room in ROOMS:
+        text = (ROOT / room / "README.md").read_text(encoding="utf-8")
+        first = re.findall(r"^\| (`.*?) \|", text, flags=re.MULTILINE)
+        places = [name for cell in first for name in re.findall(r"`([a-z_*.0-9/]+(?:/|\.py))`", cell)]
+        assert places or room.startswith("zoo/"), room
+        missing = [name for name in places if not list((ROOT / room).glob(name.rstrip("/")))]
+        assert missing == [], room
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if not line.startswith(NOT_RUN)])
