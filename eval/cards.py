@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import zoo
+from eval.reported import reported_of
 from eval.results import Result, load_result, read_items
 from zoo.registry import Entry
 
@@ -25,7 +26,7 @@ _HUB_LICENCES = {
     "CC-BY-NC-4.0": "cc-by-nc-4.0",
     "BSD-3-Clause": "bsd-3-clause",
 }
-_HUB_TASKS = {"image": "image-feature-extraction", "video": "video-classification", "audio": "audio-to-audio"}
+_HUB_TASKS = {"image": "image-feature-extraction", "video": "video-to-video", "audio": "audio-to-audio"}
 
 
 def card_path(name: str) -> Path:
@@ -49,12 +50,13 @@ def card(entry: Entry, results: Sequence[Result] | None = None) -> str:
     """
     results = results_of(entry.name) if results is None else list(results)
     parts = [
-        _front_matter(entry),
+        _front_matter(entry, results),
         f"# {entry.name}\n\n{entry.summary}",
         _glance(entry),
         _use(entry),
         _ladder(entry),
         *(_results(result) for result in results),
+        _reported(entry),
         _made(entry, results),
         _training_sources(entry),
         _worst(entry.name, results),
@@ -64,7 +66,7 @@ def card(entry: Entry, results: Sequence[Result] | None = None) -> str:
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
-def _front_matter(entry: Entry) -> str:
+def _front_matter(entry: Entry, results: Sequence[Result]) -> str:
     from huggingface_hub import ModelCardData
 
     licence = entry.license_weights
@@ -75,9 +77,35 @@ def _front_matter(entry: Entry) -> str:
     arxiv = [word for word in (entry.paper or "").replace(",", " ").split() if word[:4].isdigit() and "." in word]
     tags = ["tokenizer", entry.modality, entry.family, *(f"arxiv:{number}" for number in arxiv), *entry.tags]
     data = ModelCardData(
-        library_name="tokenizer-zoo", tags=tags, pipeline_tag=_HUB_TASKS[entry.modality], model_name=entry.name, **values
+        library_name="tokenizer-zoo",
+        tags=tags,
+        pipeline_tag=_HUB_TASKS[entry.modality],
+        model_name=entry.name,
+        eval_results=_model_index(entry, results),
+        **values,
     )
     return f"---\n{data.to_yaml()}\n---"
+
+
+def _model_index(entry: Entry, results: Sequence[Result]) -> list[Any] | None:
+    """The measured scores at the full rate, in the form the Hub shows beside a model."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type=_HUB_TASKS[entry.modality],
+            dataset_type=result.dataset.name,
+            dataset_name=result.dataset.name,
+            dataset_split=result.dataset.split,
+            metric_type=name,
+            metric_name=f"{name} ({result.protocol.id})",
+            metric_value=float(f"{score.mean:.4g}"),
+        )
+        for result in results
+        if result.status == "measured"
+        for name, score in result.points[-1].scores.items()
+        if score.mean is not None
+    ] or None
 
 
 def _row(name: str, value: Any) -> str:
@@ -156,6 +184,22 @@ def _results(result: Result) -> str:
         lines.append(f"| {rate} | {bits} | " + " | ".join(cells) + " |")
     source = f"\n\nSource: {result.source['paper']}, {result.source['table']}, {result.source['link']}" if result.source else ""
     return f"{head}\n\n" + "\n".join(lines) + source
+
+
+def _reported(entry: Entry) -> str:
+    figures = reported_of(entry.name)
+    if not figures:
+        return ""
+    lines = [
+        "## Published by others",
+        "",
+        "Under protocols of their own, and never ranked with measured figures.",
+        "",
+        "| score | rate | value | data | source |",
+        "| --- | --- | ---: | --- | --- |",
+    ]
+    lines += [f"| {f.score} | {f.rate} | {f.value:g} | {f.data} | {f.source} |" for f in figures]
+    return "\n".join(lines)
 
 
 def _score(score: Any) -> str:

@@ -33,6 +33,17 @@ def test_front_matter(name):
     assert values["license"], "the Hub needs a licence, also 'unknown'"
 
 
+def test_measured_scores_are_read_back_from_the_model_index():
+    from huggingface_hub import ModelCard
+
+    (result,) = results_of("kl_vae_nano")
+    found = {row.metric_type: row for row in ModelCard(card(zoo.info("kl_vae_nano"))).data.eval_results}
+    assert set(found) == set(result.points[-1].scores)
+    assert found["psnr_db"].metric_value == pytest.approx(result.points[-1].scores["psnr_db"].mean, rel=1e-3)
+    assert found["psnr_db"].dataset_name == result.dataset.name
+    assert ModelCard(card(zoo.info("sdxl_vae"))).data.eval_results is None
+
+
 def test_a_licence_is_never_invented():
     entry = replace(zoo.info("flextok_nano"), license_weights=None, license_code=None)
     text = card(entry, [])
