@@ -1,7 +1,7 @@
 """Figures that others published, as `reported.csv` has them: each with its data and its source.
 
-They were made under protocols of others (crops, resampling, feature networks, statistics), so they stand apart: no figure here is ever
-ranked with a measured one.
+They were made under protocols of others (crops, resampling, feature networks, statistics), so they stand apart: no figure here is
+ever ranked with a measured one.
 """
 
 import csv

@@ -15,7 +15,7 @@ def test_every_figure_belongs_to_a_public_entry():
     for figure in reported_table():
         assert not figure.name.endswith("_nano")
         origin = (entries[figure.name].source or "").partition("@")[0]
-        assert origin and origin in figure.source or "arXiv" in figure.source, figure
+        assert (origin and origin in figure.source) or "arXiv" in figure.source, figure
 
 
 def test_no_figure_stands_twice():
