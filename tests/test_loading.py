@@ -123,7 +123,7 @@ def test_initialisers_end_whatever_lies_in_memory():
     """`trunc_normal_` draws again until every value lies in its bounds; without draws it must not wait for that."""
 
     def initialise():
-        with loading._SkipInit():
+        with loading.SkipInit():
             nn.init.trunc_normal_(torch.full((8,), 9.0), std=0.02)
 
     thread = threading.Thread(target=initialise, daemon=True)

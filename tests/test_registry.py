@@ -328,6 +328,15 @@ def test_listing_imports_no_torch_and_no_family():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_generators_are_behind_the_front_door_without_torch():
+    code = (
+        "import sys, zoo; assert 'zoo.generators' not in sys.modules; names = zoo.generators.list_models(); assert names;"
+        "assert zoo.generators.info(names[0]).name == names[0]; assert 'torch' not in sys.modules;"
+        "zoo.generators.Generator; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_the_front_door():
     for name in zoo.__all__:
         assert getattr(zoo, name).__doc__

@@ -17,7 +17,7 @@ from zoo.config import fits
 from zoo.registry import Entry, catalog_families, find, info
 from zoo.tokenizer import Tokenizer
 
-__all__ = ["create", "embedded_folder", "family_class", "load"]
+__all__ = ["SkipInit", "create", "embedded_folder", "family_class", "load", "stored_shapes"]
 
 logger = logging.getLogger(__name__)
 _NOTICED: set[str] = set()
@@ -177,7 +177,7 @@ def _load_folder(path: Path, *, family: str | None, name: str | None) -> Tokeniz
     return _fill(cls, config, entry, folder.tensors_path, layout=layout, sha256=folder.sha256)
 
 
-class _SkipInit(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """Draw no random weights for new parameters (a billion numbers take a minute); constants are computed as always.
 
     Elementary draws give zeros instead, since initialisers that reject values outside their range draw until all are inside.
@@ -241,10 +241,10 @@ def _read_config(cls: type[Tokenizer], values: dict[str, Any], tensors_path: Pat
         if not isinstance(values.get("config"), dict):
             raise ValueError(f"zoo.load: config.json beside {tensors_path.name} has no object 'config'. Is it a {cls.family}?")
         return cls.Config.from_dict(values["config"])
-    return cls.from_public(values, _shapes(tensors_path))
+    return cls.from_public(values, stored_shapes(tensors_path))
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in a safetensors file; empty for a pickle."""
     from safetensors import SafetensorError, safe_open
 
@@ -279,7 +279,7 @@ def _fill(
     tensors = read_tensors(path, sha256=sha256, allow_pickle=pickle, key=key)
     if layout == "public":
         tensors = cls.rename_public(tensors, config)
-    with _SkipInit():
+    with SkipInit():
         tokenizer = cls(config, entry)
     load_strict(tokenizer, tensors, name=entry.name)
     return tokenizer

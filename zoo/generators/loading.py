@@ -18,7 +18,7 @@ from zoo.checkpoint import Folder, load_strict, read_folder, read_tensors, write
 from zoo.config import fits
 from zoo.generators.base import Generator, binding
 from zoo.generators.registry import FAMILIES, GeneratorEntry, find, info
-from zoo.loading import _shapes, _SkipInit, embedded_folder
+from zoo.loading import SkipInit, embedded_folder, stored_shapes
 from zoo.tokens import Tokens
 
 __all__ = ["create", "family_class", "load", "save"]
@@ -167,7 +167,7 @@ def _load_folder(path: Path, family: str | None, name: str) -> Generator:
     if ours and not isinstance(values.get("config"), dict):
         raise ValueError(f"zoo.generators.load: config.json of {path} has no object 'config'.")
     try:
-        config = cls.Config.from_dict(values["config"]) if ours else cls.from_public(values, _shapes(folder.tensors_path))
+        config = cls.Config.from_dict(values["config"]) if ours else cls.from_public(values, stored_shapes(folder.tensors_path))
     except (KeyError, TypeError) as error:
         raise ValueError(f"zoo.generators.load: config.json of {path} is not of the family {cls.family} ({error}).") from error
     origin = _provenance(values.get("entry", {}), path) if ours else cls.facts
@@ -195,7 +195,7 @@ def _fill(
     """Build without drawing random weights, then put the checked tensors in: nothing is half loaded."""
     if public:
         tensors = cls.rename_public(tensors, config)
-    with _SkipInit():
+    with SkipInit():
         generator = cls(config, entry)
     load_strict(generator, tensors, name=entry.name)
     return generator
