@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "a page that shows what a tokenizer keeps at every rate",
     "train": "run a recipe",
     "eval": "score reconstructions, write the result as JSON",
+    "leaderboard": "a site of all results: tables, plots, a page for each tokenizer",
     "bench": "measure speed and memory of a tokenizer, or of the quantizers",
     "data": "build a data pack",
     "push": "publish a tokenizer with its card on the Hub",

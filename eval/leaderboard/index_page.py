@@ -1,0 +1,328 @@
+"""The first page: a table and plots for each board, and reported figures apart."""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from eval.leaderboard.boards import CODEC, Board, Column, Ranking, Row
+from eval.leaderboard.plots import draw_plot, rate_lines, speed_lines
+from eval.leaderboard.words import (
+    MODALITIES,
+    bits_unit,
+    board_title,
+    compared_text,
+    fill,
+    interval_text,
+    items_text,
+    licence_text,
+    number,
+    parameters_text,
+    score_text,
+    score_title,
+    yes_no,
+)
+from eval.rates import rate_text
+from eval.results import Result
+from zoo import __version__
+
+__all__ = ["board_data", "make_index"]
+
+Ranked = tuple[Board, Sequence[Ranking]]
+_NOTE = (
+    "Intervals: 95 %, bootstrap over the items. A difference is taken item by item (paired); where its interval holds 0 there is "
+    "no significant difference. Of twenty comparisons of equals about one seems to differ, by chance. Items/s: both ways; "
+    "a tokenizer is timed at its full rate, a codec over all its rates."
+)
+
+
+def make_index(boards: Sequence[Ranked], reported: Sequence[Result], pages: Mapping[str, str]) -> str:
+    """Write the page.
+
+    Args:
+        boards: with the ranking of every ranked column, in that order.
+        reported: results that others published.
+        pages: name of a tokenizer -> address of its page.
+    """
+    sections = []
+    numbered = list(enumerate(boards))
+    for modality, title in MODALITIES.items():
+        here = [(i, ranked) for i, ranked in numbered if ranked[0].modality == modality]
+        if here:
+            body = "\n".join(_board(i, *ranked, pages) for i, ranked in here)
+            sections.append(f'<section id="{modality}"><h2>{title}</h2>\n{body}\n</section>')
+    results = [result for board, _ in boards for result in board.results]
+    rows = sum(len(board.rows) for board, _ in boards)
+    return fill(
+        "index.html",
+        title="Leaderboard of tokenizers",
+        summary=f"{len(results)} measured tokenizers and codecs, {rows} rates, on {_plural(len(boards), 'data set')}.",
+        contents=_contents(boards, pages, bool(reported)),
+        boards="\n".join(sections),
+        reported=_reported(reported),
+        version=escape(__version__),
+    )
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def _contents(boards: Sequence[Ranked], pages: Mapping[str, str], reported: bool) -> str:
+    links = [f'<a href="#board-{i}">{escape(board_title(board.results[0]))}</a>' for i, (board, _) in enumerate(boards)]
+    if reported:
+        links.append('<a href="#reported">Reported by others</a>')
+    names = [f'<a href="{escape(address)}">{escape(name)}</a>' for name, address in pages.items()]
+    return f"<p><strong>Tables</strong> {' '.join(links)}</p>\n<p><strong>One page each</strong> {' '.join(names)}</p>"
+
+
+# -- a board ---------------------------------------------------------------------------------------------------------
+
+
+def _board(place: int, board: Board, rankings: Sequence[Ranking], pages: Mapping[str, str]) -> str:
+    first = board.results[0]
+    name = f"board-{place}"
+    about = (
+        f"{items_text(first)}; data <code>{first.dataset.sha256[:12]}</code>. "
+        "Only rows of this data and this protocol are compared here."
+    )
+    data = json.dumps(board_data(board, rankings), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        f'<article class="board" id="{name}" aria-labelledby="{name}-title">\n'
+        f'<h3 id="{name}-title">{escape(board_title(first))}</h3>\n<p class="soft">{about}</p>\n'
+        f"{_controls(name, board, rankings)}\n{_table(name, board, rankings, pages)}\n"
+        f'<div class="plots">{_plots(board)}</div>\n'
+        f'<script type="application/json" class="data">{data}</script>\n</article>'
+    )
+
+
+def board_data(board: Board, rankings: Sequence[Ranking]) -> dict[str, object]:
+    """Give what the script needs: for each score the ranks, the best row at no more bits, and every difference in words.
+
+    `verdict` is a word of one letter a row: b better, w worse, n no significant difference, a digit where there is no interval (the
+    place of the reason in `why`), a blank for the row itself and for rows without the score.
+    """
+    count = range(len(board.rows))
+    scores = {}
+    for ranking in rankings:
+        whys = sorted({difference.why for difference in ranking.pairs.values() if difference.why})
+        verdicts, said = [], []
+        for i in count:
+            letters, texts = [], []
+            for j in count:
+                if i == j or i not in ranking.ranks or j not in ranking.ranks:
+                    letters.append(" ")
+                    texts.append("")
+                    continue
+                difference = ranking.difference(i, j)
+                letters.append(ranking.verdict(i, j)[:1] or str(whys.index(difference.why)))
+                interval = f" {interval_text(difference.ci95)}" if difference.ci95 else ""
+                texts.append(f"{number(difference.mean, sign=True)}{interval}")
+            verdicts.append("".join(letters))
+            said.append(texts)
+        scores[ranking.column.key] = {
+            "rank": [ranking.ranks.get(i) for i in count],
+            "fair": [ranking.fair.get(i) for i in count],
+            "verdict": verdicts,
+            "said": said,
+            "why": whys,
+        }
+    return {"labels": [row.label for row in board.rows], "scores": scores}
+
+
+def _controls(name: str, board: Board, rankings: Sequence[Ranking]) -> str:
+    def select(key: str, title: str, options: Sequence[tuple[str, str]]) -> str:
+        inner = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in options)
+        return f'<label>{title}<select name="{key}">{inner}</select></label>'
+
+    def of(key: str, title: str, values: Sequence[str]) -> str:
+        there = sorted({value for value in values if value != "\u2013"}, key=str.lower)
+        return select(key, title, [("", "all"), *((value, value) for value in there)])
+
+    def most(key: str, title: str) -> str:
+        return f'<label>{title}<input type="number" name="{key}" min="0" step="any" inputmode="decimal"></label>'
+
+    rows, facts = board.rows, [row.facts for row in board.rows]
+    others = [(str(i), row.label) for i, row in enumerate(rows)]
+    return (
+        '<form class="controls" hidden>'
+        + "<fieldset><legend>Compare</legend>"
+        + select("score", "Score", [(ranking.column.key, score_title(ranking.column)) for ranking in rankings])
+        + select("against", "With", [("fair", "the best row at no more bits"), ("best", "the best row"), *others])
+        + '<label class="check"><input type="checkbox" name="all"> show all scores</label></fieldset>'
+        + "<fieldset><legend>Filter</legend>"
+        + '<label>Name<input type="search" name="name" autocomplete="off"></label>'
+        + of("kind", "Kind", [fact.kind for fact in facts])
+        + of("family", "Family", [fact.family or "\u2013" for fact in facts])
+        + of("licence", "Licence of weights", [licence_text(row) for row in rows])
+        + of("causal", "Causal", [yes_no(fact.causal) for fact in facts])
+        + most("bits", f"At most {bits_unit(board.modality)}")
+        + most("parameters", "At most million parameters")
+        + '<button type="button" data-clear>Clear filters</button></fieldset>'
+        + f'<p role="status" class="count"><output name="count">{len(rows)} of {len(rows)} rows</output></p></form>'
+    )
+
+
+def _table(name: str, board: Board, rankings: Sequence[Ranking], pages: Mapping[str, str]) -> str:
+    """Rows are in the order of the first score; the script sorts by any column."""
+    first = rankings[0] if rankings else None
+    ranks = first.ranks if first else {}
+    order = sorted(range(len(board.rows)), key=lambda i: (ranks.get(i, len(board.rows) + 1), i))
+    sound = board.modality == "audio"
+    heads = [
+        _head("rank", "Rank", "number", "ascending", sorted_now=first is not None),
+        _head("name", "Tokenizer", "text", "ascending"),
+        _head("rate", "Rate", "text", "ascending"),
+        _head("bits", "bit/s" if sound else "bit/px", "number", "ascending"),
+    ]
+    for column in board.columns:
+        chosen = " chosen" if first is not None and column is first.column else ""
+        way = "ascending" if column.better == "lower" else "descending"
+        heads.append(_head("score", column.key, "number", way, kind=f"score{chosen}", unit=column.unit, score=column.key))
+    heads += [
+        _head("against", "Against the best at no more bits", "text", "ascending"),
+        _head("family", "Family", "text", "ascending"),
+        _head("licence", "Licence", "text", "ascending"),
+        _head("causal", "Causal", "text", "descending"),
+        _head("parameters", "Size", "number", "ascending"),
+        _head("speed", "Items/s", "number", "descending"),
+    ]
+    body = "\n".join(_row(i, board, first, pages) for i in order)
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{name}-title">'
+        f'<table class="all" role="table" aria-labelledby="{name}-title">\n'
+        f'<thead role="rowgroup"><tr role="row">{"".join(heads)}</tr></thead>\n'
+        f'<tbody role="rowgroup">\n{body}\n</tbody></table></div>\n<p class="soft note">{_NOTE}</p>'
+    )
+
+
+def _head(
+    key: str, title: str, sort: str, way: str, *, kind: str = "", unit: str = "", score: str = "", sorted_now: bool = False
+) -> str:
+    small = f" <small>{escape(unit)}</small>" if unit else ""
+    extra = f' data-score="{escape(score)}"' if score else ""
+    now = "ascending" if sorted_now else "none"
+    names = f"{key} {kind}".strip()
+    return (
+        f'<th role="columnheader" scope="col" class="{names}" aria-sort="{now}" data-key="{key}"{extra} '
+        f'data-sort="{sort}" data-first="{way}">{escape(title)}{small}</th>'
+    )
+
+
+def _cell(key: str, label: str, html: str, *, value: object = None, kind: str = "", score: str = "") -> str:
+    data = "" if value is None else f' data-value="{escape(str(value))}"'
+    extra = f' data-score="{escape(score)}"' if score else ""
+    names = " ".join(filter(None, (key, kind, "none" if html == "\u2013" else "")))
+    return f'<td role="cell" class="{names}" data-label="{escape(label)}"{extra}{data}>{html}</td>'
+
+
+def _row(i: int, board: Board, first: Ranking | None, pages: Mapping[str, str]) -> str:
+    row = board.rows[i]
+    facts, codec = row.facts, row.facts.kind == CODEC
+    parameters = 0 if codec else facts.parameters
+    family = facts.family or ("codec" if codec else "unknown")
+    rank = first.ranks.get(i) if first else None
+    name = escape(row.name).replace("_", "_<wbr>")
+    if row.result.tokenizer in pages:
+        name = f'<a href="{escape(pages[row.result.tokenizer])}">{name}</a>'
+    cells = [
+        _cell("rank", "rank", "\u2013" if rank is None else str(rank), value=rank),
+        f'<th role="rowheader" scope="row" class="name" data-value="{escape(row.name)}">{name}</th>',
+        _cell("rate", "rate", escape(row.rate), value=row.rate),
+        _cell("bits", "bits per second" if board.modality == "audio" else "bits per pixel", number(row.bits), value=row.bits),
+    ]
+    for column in board.columns:
+        cells.append(_score_cell(row, column, first is not None and column is first.column))
+    cells += [
+        _cell("against", "against the best at no more bits", escape(compared_text(board, first, i)) if first else ""),
+        _cell("family", "family", escape(family), value=family),
+        _cell("licence", "licence of weights", escape(licence_text(row)), value=licence_text(row)),
+        _cell("causal", "causal", yes_no(facts.causal), value=yes_no(facts.causal)),
+        _cell("parameters", "parameters", "\u2013" if codec else parameters_text(parameters), value=parameters),
+        _cell("speed", "items a second", number(row.round_trips), value=row.round_trips),
+    ]
+    data = {
+        "row": i,
+        "name": row.label.lower(),
+        "plot": row.name,
+        "kind": facts.kind,
+        "family": facts.family or "",
+        "licence": licence_text(row),
+        "causal": yes_no(facts.causal),
+        "bits": "" if row.bits is None else row.bits,
+        "parameters": "" if parameters is None else parameters,
+    }
+    told = " ".join(f'data-{key}="{escape(str(value))}"' for key, value in data.items())
+    return f'<tr role="row" {told}>{"".join(cells)}</tr>'
+
+
+def _score_cell(row: Row, column: Column, chosen: bool) -> str:
+    score = column.of(row)
+    interval = f' <small class="ci">{interval_text(score.ci95)}</small>' if score is not None and score.ci95 else ""
+    value = None if score is None else score.mean
+    text = f"{escape(score_text(score))}{interval}"
+    return _cell("score", column.key, text, value=value, kind="chosen" if chosen else "", score=column.key)
+
+
+def _plots(board: Board) -> str:
+    parts = []
+    unit = bits_unit(board.modality)
+    timed = sorted(
+        {
+            f"{result.speed.device}, batch {result.speed.batch}, {result.speed.threads} thread(s)"
+            for result in board.results
+            if result.speed is not None
+        }
+    )
+    note = f"Timed on {'; '.join(timed)}. Compare speeds of one device only." if timed else ""
+    for column in board.ranked:
+        data = f' data-score="{column.key}"'
+        title = score_title(column)
+        parts.append(draw_plot(rate_lines(board, column), title=f"{title}: by rate", x_title=unit, attributes=data))
+        speed = draw_plot(
+            speed_lines(board, column),
+            title=f"{title}: by speed",
+            x_title="items encoded and decoded a second",
+            note=note,
+            attributes=data,
+        )
+        parts.append(speed)
+    return "\n".join(part for part in parts if part)
+
+
+# -- reported figures ------------------------------------------------------------------------------------------------
+
+
+def _reported(results: Sequence[Result]) -> str:
+    """Figures of others, by data set and protocol, in the order of names and without ranks."""
+    if not results:
+        return ""
+    groups: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: (result.protocol.modality, result.tokenizer)):
+        groups.setdefault(f"{MODALITIES[result.protocol.modality]}, {board_title(result)}", []).append(result)
+    parts = [
+        '<section id="reported"><h2>Reported by others</h2>',
+        '<p class="soft">Figures from papers, as printed there. They were not measured here and their protocols differ in ways '
+        "that are not written down: they have no ranks and no intervals.</p>",
+    ]
+    for title, group in groups.items():
+        names = list(dict.fromkeys(name for result in group for point in result.points for name in point.scores))
+        head = "".join(f'<th scope="col">{escape(text)}</th>' for text in ("Tokenizer", "Rate", *names, "Source"))
+        rows = [
+            f'<tr><th scope="row">{escape(result.tokenizer)}</th><td>{escape(rate_text(dict(point.rate)))}</td>'
+            + "".join(f"<td>{escape(score_text(point.scores.get(name)))}</td>" for name in names)
+            + f"<td>{_source(result)}</td></tr>"
+            for result in group
+            for point in result.points
+        ]
+        parts.append(
+            f'<h3>{escape(title)}</h3><div class="scroll" role="region" tabindex="0" aria-label="{escape(title)}">'
+            f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        )
+    return "\n".join([*parts, "</section>"])
+
+
+def _source(result: Result) -> str:
+    source = dict(result.source or {})
+    text = escape(f"{source.get('paper', '')}, {source.get('table', '')}")
+    link = source.get("link", "")
+    return f'<a href="{escape(link)}">{text}</a>' if link.startswith(("https://", "http://")) else text
