@@ -4,9 +4,7 @@ The way of VQGAN (arXiv 2012.09841, section 3.2): a patch discriminator with hin
 pull that follows the ratio of both gradients at the decoder's last layer. The feature distance runs on EfficientNet-Lite0, never
 on the scorer's network; published recipes use LPIPS in its place.
 
-One counter owns everything: `global_step` counts steps of the generator, and the discriminator moves without being counted (an
-optimizer that Lightning wraps would count twice a batch). So `max_steps`, schedules, checkpoints, averaged weights and draws all
-speak of generator steps. Each network is passed backward once for each side: gradients are taken at the picture, weighed there, and
+Each network is passed backward once for each side: gradients are taken at the picture, weighed there, and
 sent through the decoder together.
 """
 
@@ -15,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from recipes.modules.base import TokenizerRecipe
 from recipes.modules.counting import CountsCodes
 from recipes.modules.discriminators import GeneratorLoss, Norm, PatchDiscriminator, generator_loss, hinge_loss, lecam_penalty
+from recipes.modules.two_sided import TwoSidedRecipe
 from zoo.layers.features import feature_distance, load_features
 from zoo.quantizers.distributed import all_reduce_sum, world_size
 
@@ -82,7 +79,7 @@ class Reconstruction(NamedTuple):
     values: dict[str, Tensor]
 
 
-class AdversarialRecipe(CountsCodes, TokenizerRecipe):
+class AdversarialRecipe(CountsCodes, TwoSidedRecipe):
     """Train a tokenizer on pictures: `pixel + feature + adversarial` and what `reconstruct` adds.
 
     Works on one device and with `--trainer.strategy ddp_find_unused_parameters_true`, in float32 and bfloat16 (mixed or whole).
@@ -112,14 +109,11 @@ class AdversarialRecipe(CountsCodes, TokenizerRecipe):
         gradient_clip: float | None = 1.0,
         **options: Any,
     ) -> None:
-        super().__init__(tokenizer, **options)
+        super().__init__(tokenizer, gradient_clip=gradient_clip, **options)
         if pixel_loss not in ("l1", "l2"):
             raise ValueError(f"{type(self).__name__}: pixel_loss={pixel_loss!r}. Allowed: 'l1', 'l2'.")
-        self.automatic_optimization = False
         self.adversary = adversary
         self.pixel_loss, self.pixel_weight, self.feature_weight = pixel_loss, pixel_weight, feature_weight
-        self.gradient_clip = gradient_clip
-        self.discriminator = None
         if adversary is not None and adversary.weight:
             self.discriminator = PatchDiscriminator(width=adversary.width, layers=adversary.layers, norm=adversary.norm)
             self.register_buffer("real_average", torch.zeros(()))
@@ -134,42 +128,6 @@ class AdversarialRecipe(CountsCodes, TokenizerRecipe):
     @abstractmethod
     def last_layer(self) -> Tensor:
         """Weight of the decoder's last layer, where the adaptive weight is measured."""
-
-    # -- set-up ----------------------------------------------------------------------------------------------------------------
-
-    def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Named parameters of the generator's optimizer."""
-        return [(name, p) for name, p in super().trained_parameters() if not name.startswith("discriminator.")]
-
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """The generator's optimizer, then the discriminator's; their rates are set from the step, in `training_step`."""
-        optimizers = [self.adamw(self.trained_parameters(), learning_rate=self.learning_rate)]
-        if self.discriminator is not None:
-            optimizers.append(self.adamw(list(self.discriminator.named_parameters()), learning_rate=self._discriminator_rate))
-        return optimizers
-
-    def on_train_start(self) -> None:
-        precision = str(self.trainer.precision)
-        if precision.startswith("16"):
-            raise ValueError(
-                f"{type(self).__name__}: precision={precision!r} scales losses, which the weighing of gradients here does not "
-                "know. Allowed: bf16-mixed, bf16-true, 32-true."
-            )
-        model = self.trainer.strategy.model
-        if isinstance(model, DistributedDataParallel) and not model.find_unused_parameters:
-            raise ValueError(
-                f"{type(self).__name__}: each side leaves the other's parameters unused, and this DDP does not look for such. "
-                "Use --trainer.strategy ddp_find_unused_parameters_true."
-            )
-
-    @property
-    def _discriminator_rate(self) -> float:
-        own = None if self.adversary is None else self.adversary.learning_rate
-        return self.learning_rate if own is None else own
-
-    def playing(self, step: int) -> bool:
-        """Whether the discriminator takes part at this generator step."""
-        return self.discriminator is not None and step >= self.adversary.start
 
     # -- one step --------------------------------------------------------------------------------------------------------------
 
@@ -216,14 +174,6 @@ class AdversarialRecipe(CountsCodes, TokenizerRecipe):
         ratio = (norms[0] / (norms[1] + _RATIO_FLOOR)).clamp(0, self.adversary.adaptive_max)
         return all_reduce_sum(ratio) / world_size()
 
-    def move_generator(self, loss: Tensor, step: int) -> None:
-        """Backward and one counted step of the generator's optimizer, at the rate that belongs to `step`."""
-        optimizer = self._optimizer(0)
-        self._prepare(optimizer, self.learning_rate * self.rate_factor(step))
-        self.manual_backward(loss)
-        self._clip(optimizer)
-        optimizer.step()
-
     def discriminator_step(self, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
         """Move the discriminator once, which nobody counts; gives the values to log."""
         self.discriminator.requires_grad_(True)
@@ -234,23 +184,5 @@ class AdversarialRecipe(CountsCodes, TokenizerRecipe):
             for average, score in ((self.real_average, values["score_real"]), (self.fake_average, values["score_fake"])):
                 average.lerp_(all_reduce_sum(score.detach()) / world_size(), 1 - self.adversary.lecam_decay)
             loss = loss + self.adversary.lecam_weight * lecam_penalty(scores, fakes, self.real_average, self.fake_average)
-        optimizer = self._optimizer(1)
-        self._prepare(optimizer, self._discriminator_rate * self.rate_factor(step))
-        self.manual_backward(loss)
-        self._clip(optimizer)
-        self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: loss)
+        self.move_discriminator(loss, step)
         return {name: value.detach() for name, value in values.items()}
-
-    def _optimizer(self, index: int) -> Any:
-        """Lightning's wrapper of an optimizer; its `step` is counted, that of the optimizer inside is not."""
-        found = self.optimizers()
-        return found[index] if isinstance(found, list) else found
-
-    def _prepare(self, optimizer: Any, rate: float) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
-
-    def _clip(self, optimizer: Any) -> None:
-        if self.gradient_clip is not None:
-            self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")

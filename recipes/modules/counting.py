@@ -1,6 +1,6 @@
 """Which codes a validation uses."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -13,7 +13,13 @@ _ALL = 2**40  # codes to look back on: all of a validation
 
 
 class CountsCodes:
-    """Part of a recipe: counts the codes of all validation batches and logs their use at the end."""
+    """Part of a recipe: counts the codes of all validation batches and logs their use at the end.
+
+    Attributes:
+        usage_per_level: log the use of each residual level (`_1`, `_2`, ...) beside the mean.
+    """
+
+    usage_per_level: ClassVar[bool] = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -32,5 +38,8 @@ class CountsCodes:
         """Log the use of the codes counted in this validation, and forget them."""
         for usage in self._usage:
             found = usage.compute()
-            self.log_dict({f"val/{name}": found[name].mean() for name in ("used_fraction", "perplexity")}, sync_dist=True)
+            values = {name: found[name].mean() for name in ("used_fraction", "perplexity")}
+            if self.usage_per_level and self.tokenizer.info.residual:
+                values |= {f"{name}_{level + 1}": each for name in list(values) for level, each in enumerate(found[name])}
+            self.log_dict({f"val/{name}": value for name, value in values.items()}, sync_dist=True)
             usage.reset()
