@@ -9,28 +9,17 @@ at constant memory, where the release's own chunks give other codes; the depth o
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.config import Config
-from zoo.layers.audio_chunks import (
-    Chain,
-    CodecStream,
-    ConvStep,
-    ElementStep,
-    ResidualStep,
-    Step,
-    TransposeStep,
-    fold_weight_norm,
-    run,
-    snake,
-)
+from zoo.layers.audio_chunks import Chain, CodecStream, ElementStep, fold_weight_norm, run
+from zoo.layers.dac_steps import dac_decoder_steps, dac_encoder_steps
 from zoo.quantizers.base import exact_math, working_dtype
 from zoo.quantizers.search import nearest, search_table
 from zoo.registry import Entry
@@ -103,52 +92,6 @@ class DACConfig(Config):
             encoder += (inside + 2 * stride - 1 - -(-stride // 2)) * rate
             rate *= stride
         return math.ceil(max(decoder + Fraction(3, rate), Fraction(encoder + 1, rate)))
-
-
-# -- the network in steps ----------------------------------------------------------------------------------------------------------
-
-
-class _Bend:
-    """Snake of the library's module."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return snake(x, self.module.alpha)
-
-
-def _same(conv: nn.Conv1d) -> ConvStep:
-    """A convolution padded with zeros as the module says."""
-    return ConvStep(conv, left=conv.padding[0], right=conv.padding[0])
-
-
-def _units(block: nn.Module) -> Iterator[Step]:
-    for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
-        steps = [ElementStep(_Bend(unit.snake1)), _same(unit.conv1), ElementStep(_Bend(unit.snake2)), ElementStep(unit.conv2)]
-        yield ResidualStep(Chain(steps))
-
-
-def _encoder_steps(net: nn.Module) -> Iterator[Step]:
-    yield _same(net.conv1)
-    for block in net.block:
-        yield from _units(block)
-        yield ElementStep(_Bend(block.snake1))
-        yield _same(block.conv1)
-    yield ElementStep(_Bend(net.snake1))
-    yield _same(net.conv2)
-
-
-def _decoder_steps(net: nn.Module) -> Iterator[Step]:
-    yield _same(net.conv1)
-    for block in net.block:
-        cut = block.conv_t1.padding[0]
-        yield ElementStep(_Bend(block.snake1))
-        yield TransposeStep(block.conv_t1, trim_left=cut, trim_right=cut)
-        yield from _units(block)
-    yield ElementStep(_Bend(net.snake1))
-    yield _same(net.conv2)
-    yield ElementStep(torch.tanh)
 
 
 # -- the public layout -------------------------------------------------------------------------------------------------------------
@@ -252,11 +195,11 @@ class DAC(Tokenizer):
 
     def encoder_chain(self) -> Chain:
         """Samples `(b, 1, s)` to latents `(b, c, n)`, in pieces."""
-        return Chain([*_encoder_steps(self.model.encoder)])
+        return Chain([*dac_encoder_steps(self.model.encoder)])
 
     def decoder_chain(self) -> Chain:
         """Latents to samples, `short` less than a hop for each position."""
-        return Chain([*_decoder_steps(self.model.decoder)])
+        return Chain([*dac_decoder_steps(self.model.decoder)])
 
     def quantize(self, latents: Tensor, depth: int | None = None) -> Tensor:
         """Codes `(b, d, n)` of latents `(b, c, n)`: the entry of the smallest angle, level by level."""
