@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 from eval.scorers import records
 from eval.scorers.audio.records import AUDIO_RECORDS, DEFAULT_AUDIO
 from eval.scorers.records import DEFAULT_IMAGE, ScorerRecord
+from eval.scorers.video.records import DEFAULT_VIDEO, VIDEO_RECORDS
 
 if TYPE_CHECKING:
     from eval.scorers.base import Scorer
     from zoo.tokens import TokenSpec
 
-__all__ = ["DEFAULT_AUDIO", "DEFAULT_IMAGE", "RECORDS", "ScorerRecord", "check_names", "make_scorers"]
+__all__ = ["DEFAULT_AUDIO", "DEFAULT_IMAGE", "DEFAULT_VIDEO", "RECORDS", "ScorerRecord", "check_names", "make_scorers"]
 
-RECORDS: dict[str, ScorerRecord] = {**records.RECORDS, **{record.name: record for record in AUDIO_RECORDS}}
+RECORDS: dict[str, ScorerRecord] = {**records.RECORDS, **{record.name: record for record in (*VIDEO_RECORDS, *AUDIO_RECORDS)}}
 
 
 def check_names(names: Iterable[str]) -> list[str]:
@@ -58,7 +59,7 @@ def make_scorers(
         ModuleNotFoundError: a package is missing; the text has the command.
         WeightsUnavailableError: official weights are neither on this machine nor to be had.
     """
-    from eval.scorers import audio, distribution, image, tokens
+    from eval.scorers import audio, distribution, image, tokens, video
 
     networks = {} if networks is None else networks
     made: dict[str, Scorer] = {}
@@ -66,6 +67,8 @@ def make_scorers(
         record = RECORDS[name]
         if record.kind != "tokens" and record.modality == "audio":
             made[name] = audio.make(record, networks)
+        elif record.kind != "tokens" and record.modality == "video":
+            made[name] = video.make(record, networks)
         elif record.kind == "item":
             made[name] = image.make(record, networks)
         elif record.kind == "distribution":

@@ -17,6 +17,7 @@ from eval.scorers.records import ScorerRecord
 __all__ = [
     "DistributionScorer",
     "FrechetDistance",
+    "KeepsFeatures",
     "KernelDistance",
     "Precision",
     "Recall",
@@ -137,7 +138,10 @@ class DistributionScorer(Scorer):
             ValueError: a wrong dtype, shape or side.
         """
         check_pictures(self.record, reference, reconstruction)
-        a, b = self.features(reference), self.features(reconstruction)
+        self._add(self.features(reference), self.features(reconstruction), failed)
+
+    def _add(self, a: Tensor, b: Tensor, failed: Tensor | None) -> None:
+        """Add features `(b, d)` of originals and reconstructions."""
         if failed is not None and bool(failed.any()):
             good = ~failed.to(a.device)
             a, b = a[good], b[good]
@@ -209,7 +213,7 @@ class FrechetDistance(DistributionScorer):
         return frechet_distance(a, leading.T @ cov_a @ leading, b, leading.T @ cov_b @ leading)
 
 
-class _KeepsFeatures(DistributionScorer):
+class KeepsFeatures(DistributionScorer):
     """Keeps the features of all items; batches of one network share their memory between scorers."""
 
     a: list[Tensor]
@@ -225,21 +229,21 @@ class _KeepsFeatures(DistributionScorer):
         self.b.append(b)
 
 
-class KernelDistance(_KeepsFeatures):
+class KernelDistance(KeepsFeatures):
     """Kernel distance times 1,000."""
 
     def _value(self) -> Tensor:
         return 1000 * kernel_distance(dim_zero_cat(self.a), dim_zero_cat(self.b))
 
 
-class Precision(_KeepsFeatures):
+class Precision(KeepsFeatures):
     """Share of the reconstructions that lie in the neighbourhood of an original."""
 
     def _value(self) -> Tensor:
         return covered(dim_zero_cat(self.b), dim_zero_cat(self.a), neighbours=self.record.protocol["neighbours"])
 
 
-class Recall(_KeepsFeatures):
+class Recall(KeepsFeatures):
     """Share of the originals that lie in the neighbourhood of a reconstruction."""
 
     def _value(self) -> Tensor:
@@ -261,4 +265,4 @@ def make(record: ScorerRecord, networks: Networks) -> DistributionScorer:
     return _KINDS[kind](record, network.pooled, sha256=network.sha256)
 
 
-_KINDS: dict[str, type[_KeepsFeatures]] = {"kid": KernelDistance, "precision": Precision, "recall": Recall}
+_KINDS: dict[str, type[KeepsFeatures]] = {"kid": KernelDistance, "precision": Precision, "recall": Recall}

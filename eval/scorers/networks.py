@@ -188,6 +188,7 @@ class InceptionFeatures(_OnDevice):
     """
 
     dimensions = 2048
+    outputs: tuple[str, ...] = ("2048",)
     weights = PublishedWeights(
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
         "kid_mbv2, pfd64_mbv2",
@@ -202,14 +203,14 @@ class InceptionFeatures(_OnDevice):
             ) from error
         path, self.sha256 = self.weights.path(scorer)
         torch.load(path, map_location="cpu", weights_only=True)  # the package reads the file as a pickle: refuse code in it first
-        super().__init__(FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)))
+        super().__init__(FeatureExtractorInceptionV3("inception-v3-compat", [*self.outputs], feature_extractor_weights_path=str(path)))
 
-    def _look(self, pictures: Tensor) -> Tensor:
-        return self.on(pictures.device)(pictures)[0]
+    def _look(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        return self.on(pictures.device)(pictures)
 
     def pooled(self, pictures: Tensor) -> Tensor:
         """Give pooled features `(b, 2048)` float32."""
-        return self._once(pictures)
+        return self._once(pictures)[0]
 
 
 class LPIPSNetwork(_OnDevice):

@@ -41,7 +41,7 @@ class ScorerRecord:
     min_items: int = 1
     min_side: int = 1
     download: bool = False
-    modality: Literal["image", "audio", "any"] = "image"
+    modality: Literal["image", "video", "audio", "any"] = "image"
     sample_rate: int | None = None
     raises_rate: bool = False
 

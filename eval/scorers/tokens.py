@@ -17,6 +17,7 @@ __all__ = [
     "CodePerplexity",
     "CodebookUse",
     "EntropyBitsPerSecond",
+    "TokensPerSecond",
     "entropy_bits",
     "make",
     "position_groups",
@@ -39,6 +40,14 @@ class BitsPerSecond(ItemScorer):
     def update(self, tokens: Tokens | Tensor, *, index: Tensor | None = None, failed: Tensor | None = None) -> None:
         """Add a batch of tokens, or of a codec's bits per second `(b,)`; items that `failed` `(b,)` are NaN and counted."""
         self._add(tokens.bits_per_second() if isinstance(tokens, Tokens) else tokens, index, failed)
+
+
+class TokensPerSecond(ItemScorer):
+    """Tokens of each item over its seconds."""
+
+    def update(self, rates: Tensor, *, index: Tensor | None = None, failed: Tensor | None = None) -> None:
+        """Add tokens per second `(b,)` of a batch; items that `failed` `(b,)` are NaN and counted."""
+        self._add(rates, index, failed)
 
 
 def entropy_bits(counts: Tensor) -> Tensor:
@@ -218,6 +227,8 @@ def make(record: ScorerRecord, spec: TokenSpec | None, positions: int | None) ->
         return BitsPerPixel(record)
     if record.name == "bits_per_second":
         return BitsPerSecond(record)
+    if record.name == "tokens_per_second":
+        return TokensPerSecond(record)
     if spec is None:
         raise ValueError(f"scorer {record.name}: there are no codes to count. Leave it out, or give spec=.")
     return _COUNTED[record.name](record, spec, positions)
