@@ -1,4 +1,4 @@
-"""`zoo train CONFIG.yaml [overrides]`: LightningCLI on one recipe, resumable, exporting a folder that `zoo.load` reads."""
+"""`zoo train CONFIG.yaml [overrides]`: LightningCLI on one recipe, resumable, exporting a folder that the zoo loads."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from recipes.sharding import full
 from zoo.checkpoint import write_folder
 
-__all__ = ["ExportTokenizer", "RecipeCLI", "export_checkpoint", "main"]
+__all__ = ["ExportGenerator", "ExportTokenizer", "RecipeCLI", "export_checkpoint", "main"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,21 @@ class ExportTokenizer(Callback):
         tensors = {key: full(value) for key, value in pl_module.tokenizer.state_dict().items()}
         if trainer.is_global_zero:
             folder = export_tokenizer(pl_module.tokenizer, Path(trainer.default_root_dir) / "tokenizer", tensors)
+            logger.info("wrote %s", folder)
+
+
+class ExportGenerator(Callback):
+    """Write the trained generator (the averaged weights where there are any) to `<run>/generator` at the end."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run or not hasattr(pl_module, "generator"):
+            return
+        from zoo import generators
+
+        tensors = {key: full(value).detach().cpu() for key, value in pl_module.generator.state_dict().items()}
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir) / "generator"
+            generators.save(pl_module.generator, folder, overwrite=True, tensors=tensors)
             logger.info("wrote %s", folder)
 
 
@@ -86,6 +101,6 @@ def main(args: Sequence[str]) -> int:
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"callbacks": [ExportTokenizer()], "use_distributed_sampler": False},
+        trainer_defaults={"callbacks": [ExportTokenizer(), ExportGenerator()], "use_distributed_sampler": False},
     )
     return 0

@@ -1,7 +1,8 @@
-"""One safetensors file of frozen latents and the pictures they come from, never held in memory as a whole.
+"""One safetensors file of what a frozen tokenizer makes of pictures, never held in memory as a whole.
 
 The file holds, for n pictures in v views: `latents (n, v, c, h, w)`, `images (n, v, 3, H, W)` uint8 and `labels (n,)`
-int64, and in its metadata what it was made from. It appears under its name only when it is whole: it is written beside
+int64, and in its metadata what it was made from; tokens are stored as `tokens (n, v, *positions, d)` without the
+pictures. It appears under its name only when it is whole: it is written beside
 it and moved into place.
 """
 
@@ -18,10 +19,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LatentCache", "LatentCacheWriter", "exclusive"]
+__all__ = ["LatentCache", "LatentCacheWriter", "TokenCache", "exclusive"]
 
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int64: "I64"}
-_STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I64": "<i8"}  # numpy has no bfloat16: its 16 bits
+_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
+_STORED = {  # numpy has no bfloat16: its 16 bits
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "U8": "u1",
+    "U16": "<u2",
+    "I32": "<i4",
+    "I64": "<i8",
+}
 
 
 @contextlib.contextmanager
@@ -42,9 +59,9 @@ class LatentCacheWriter:
     Args:
         path: name of the finished file.
         count, views: pictures and views of each.
-        latent_shape: `(c, h, w)`.
-        latent_dtype: float32, float16 or bfloat16.
-        size: side of the pictures.
+        latent_shape: `(c, h, w)`, or `(*positions, d)` of tokens.
+        latent_dtype: float32, float16 or bfloat16, and the integer types for codes.
+        size: side of the pictures; None stores tokens without them.
         metadata: what the latents were made from; plain values.
     """
 
@@ -56,18 +73,17 @@ class LatentCacheWriter:
         views: int,
         latent_shape: tuple[int, ...],
         latent_dtype: torch.dtype,
-        size: int,
+        size: int | None,
         metadata: dict[str, Any],
     ) -> None:
         self.path = path
         self.count = count
         self._partial = path.with_name(f".{path.name}.partial")
         self._done = 0
-        tensors = {
-            "latents": (latent_dtype, (count, views, *latent_shape)),
-            "images": (torch.uint8, (count, views, 3, size, size)),
-            "labels": (torch.int64, (count,)),
-        }
+        self._name = "tokens" if size is None else "latents"
+        tensors = {self._name: (latent_dtype, (count, views, *latent_shape)), "labels": (torch.int64, (count,))}
+        if size is not None:
+            tensors["images"] = (torch.uint8, (count, views, 3, size, size))
         header: dict[str, Any] = {"__metadata__": {"made_from": json.dumps(metadata, sort_keys=True)}}
         end = 0
         for name, (dtype, shape) in tensors.items():
@@ -85,13 +101,17 @@ class LatentCacheWriter:
         return self
 
     def append(self, latents: Tensor, images: np.ndarray, labels: np.ndarray) -> None:
-        """Write the next pictures: latents `(b, v, c, h, w)`, images `(b, v, 3, H, W)` uint8, labels `(b,)`."""
+        """Write the next pictures: latents `(b, v, c, h, w)`, images `(b, v, 3, H, W)` uint8, labels `(b,)`.
+
+        Tokens are `(b, v, *positions, d)`, and the pictures are left out.
+        """
         rows = slice(self._done, self._done + len(labels))
         stored = latents.to("cpu", self._latent_dtype)
-        self._arrays["latents"][rows] = (
+        self._arrays[self._name][rows] = (
             stored.view(torch.uint16) if stored.dtype == torch.bfloat16 else stored
         ).numpy()
-        self._arrays["images"][rows] = images
+        if "images" in self._arrays:
+            self._arrays["images"][rows] = images
         self._arrays["labels"][rows] = labels
         self._done += len(labels)
 
@@ -149,6 +169,43 @@ class LatentCache:
         if latents.dtype == torch.uint16:
             latents = latents.view(torch.bfloat16)
         return latents.float(), self._arrays["images"][i, view], int(self._arrays["labels"][i])
+
+
+class TokenCache:
+    """Read a finished cache of tokens; memory-mapped, opened again in every process.
+
+    Attributes:
+        made_from: what the writer put into the metadata.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no safetensors file of this layout, or is cut short.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._arrays: dict[str, np.ndarray] = {}
+        arrays, self.made_from = _map(self.path, "r")
+        missing = [name for name in ("tokens", "labels") if name not in arrays]
+        if missing:
+            raise ValueError(f"TokenCache: {self.path} lacks {missing}. Needed: tokens and labels.")
+        self.count, self.views = arrays["tokens"].shape[:2]
+        if arrays["labels"].shape != (self.count,):
+            raise ValueError(f"TokenCache: {self.path} holds {len(arrays['labels'])} labels for {self.count} pictures.")
+        self.labels = torch.from_numpy(np.array(arrays["labels"]))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": {}}
+
+    def read(self, i: int, view: int) -> Tensor:
+        """Return the tokens of one view of picture i, `(*positions, d)`: int64 codes, or float32 latents."""
+        if not self._arrays:
+            self._arrays = _map(self.path, "r")[0]
+        stored = torch.from_numpy(self._arrays["tokens"][i, view].copy())
+        return stored.float() if stored.is_floating_point() else stored.long()
 
 
 def _map(path: Path, mode: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What every recipe shares: the tokenizer from the zoo, AdamW with warm-up and decay, randomness keyed to the step."""
+"""What every recipe shares: AdamW with warm-up and decay, randomness keyed to the step; and what those of a tokenizer share."""
 
 import hashlib
 import math
@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import zoo
 from recipes.sharding import shard
 
-__all__ = ["TokenizerRecipe", "training_attention", "warmup_cosine"]
+__all__ = ["Recipe", "TokenizerRecipe", "training_attention", "warmup_cosine"]
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
@@ -32,13 +32,10 @@ def training_attention(device: torch.device) -> Any:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-class TokenizerRecipe(LightningModule):
-    """Base of the recipes: builds `self.tokenizer` and its optimizer.
+class Recipe(LightningModule):
+    """Base of all recipes: the optimizer, its schedule, and where chance comes from.
 
     Args:
-        tokenizer: catalog name of what is trained.
-        overrides: fields of its configuration to change.
-        init: catalog name, folder or Hub repository whose weights to start from (fine-tuning).
         learning_rate: at the top of the warm-up.
         betas: of AdamW.
         weight_decay: on matrices; vectors (norms, biases, tokens) have none.
@@ -49,10 +46,7 @@ class TokenizerRecipe(LightningModule):
 
     def __init__(
         self,
-        tokenizer: str,
         *,
-        overrides: dict[str, Any] | None = None,
-        init: str | None = None,
         learning_rate: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.05,
@@ -61,9 +55,6 @@ class TokenizerRecipe(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.tokenizer = zoo.create(tokenizer, info_name=tokenizer, **(overrides or {}))
-        if init is not None:
-            self.tokenizer.load_state_dict(zoo.load(init).state_dict())
         self.learning_rate = learning_rate
         self.betas = tuple(betas)
         self.weight_decay = weight_decay
@@ -114,3 +105,27 @@ class TokenizerRecipe(LightningModule):
             on_epoch=stage != "train",
             sync_dist=stage != "train",
         )
+
+
+class TokenizerRecipe(Recipe):
+    """Base of the recipes that train a tokenizer: builds `self.tokenizer`.
+
+    Args:
+        tokenizer: catalog name of what is trained.
+        overrides: fields of its configuration to change.
+        init: catalog name, folder or Hub repository whose weights to start from (fine-tuning).
+        options: of `Recipe`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        *,
+        overrides: dict[str, Any] | None = None,
+        init: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.tokenizer = zoo.create(tokenizer, info_name=tokenizer, **(overrides or {}))
+        if init is not None:
+            self.tokenizer.load_state_dict(zoo.load(init).state_dict())

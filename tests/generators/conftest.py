@@ -59,6 +59,10 @@ def line(**more):
     return codes((6,), (11,), ordered=True, **more)
 
 
+def digits(**more):
+    return codes((6,), (24,), ordered=True, **more)
+
+
 _TRANSFORMER = dict(width=16, depth_blocks=2, heads=2, hidden_multiple=8)
 
 def image_latents(**more):
@@ -92,6 +96,8 @@ SMALL: dict[str, Small] = {
     "autoregressive_grid": Small("autoregressive", grid, _TRANSFORMER),
     "autoregressive_delay": Small("autoregressive", frames, {**_TRANSFORMER, "pattern": "delay"}),
     "autoregressive_flat": Small("autoregressive", grid, {**_TRANSFORMER, "pattern": "flat"}),
+    "autoregressive_digits": Small("autoregressive", digits, {**_TRANSFORMER, "pattern": "delay", "factors": (2, 3, 4)}),
+    "autoregressive_flat_digits": Small("autoregressive", digits, {**_TRANSFORMER, "pattern": "flat", "factors": (4, 6)}),
     "autoregressive_mixture": Small("autoregressive", grid, {**_TRANSFORMER, "mixture": (0.3, 0.3, 0.4)}, {}, 240),
     "cvivit": Small("cvivit", clip, _VIDEO, {"steps": 3}, 240),
     "cvivit_shared": Small("cvivit", clip, {**_VIDEO, "critic": "shared"}, {"steps": 3}, 240),

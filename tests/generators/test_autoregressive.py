@@ -1,6 +1,7 @@
 """The autoregressive transformer: what a step sees, what is drawn, any prefix, and tokens of real tokenizers."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -170,3 +171,37 @@ def test_on_the_ordered_tokens_of_a_shipped_tokenizer():
 def test_refused_configurations(made_codes, change, words):
     with pytest.raises(ValueError, match=words):
         generators.create("autoregressive", tokens=made_codes((6,), (11,)), **{**SIZES, **change})
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_codes_in_digits(made_codes, pattern):
+    """Digits are those of FSQ, the first the fastest; the loss stays that of a code; a prefix is the beginning of the whole."""
+    tokens = made_codes((6,), (24,), ordered=True)
+    gen = generators.create("autoregressive", tokens=tokens, pattern=pattern, factors=(2, 3, 4), **SIZES).eval()
+    steps = gen.to_steps(tokens.data)
+    assert torch.equal(gen.from_steps(steps), tokens.data)
+    first = int(tokens.data[0, 0, 0])
+    place = {"parallel": lambda j: (0, j), "delay": lambda j: (j, j), "flat": lambda j: (j, 0)}[pattern]
+    assert [int(steps[0][place(j)]) for j in range(3)] == [first % 2, first // 2 % 3, first // 6]
+    assert float(gen.loss(tokens, 1)) == pytest.approx(math.log(24), rel=1e-5)
+    gen = randomize(gen)
+    whole = gen.sample([0, 1, 2], seed=3).data
+    assert int(whole.max()) < 24
+    assert torch.equal(gen.sample([0, 1, 2], seed=3, tokens=4).data, whole[:, :4])
+    assert torch.equal(gen.sample([0, 1, 2], seed=3, cache=False).data, whole)
+
+
+def test_digits_must_make_up_the_codebook(made_codes):
+    for vocabulary, factors in (((24,), (2, 3)), ((4, 6), (4, 6))):
+        with pytest.raises(ValueError, match="factors"):
+            generators.create("autoregressive", tokens=made_codes((6,), vocabulary), factors=factors, **SIZES)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_nats_are_the_sum_over_the_codes(sound, pattern):
+    tokens = sound()
+    gen = randomize(generators.create("autoregressive", tokens=tokens, pattern=pattern, **SIZES))
+    nats = gen.nats(tokens, [0, 2])
+    assert nats.shape == (2,)
+    assert float(nats.sum()) / tokens.data.numel() == pytest.approx(float(gen.loss(tokens, [0, 2])), rel=1e-5)
+    assert float(gen.nats(tokens[:1], 0)) == pytest.approx(float(nats[0]), rel=1e-5)

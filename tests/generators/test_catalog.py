@@ -73,7 +73,7 @@ def test_entries_say_where_they_come_from():
 
 
 def test_listing():
-    assert generators.list_models("xar*") == ["xar_b_in1k", "xar_h_in1k", "xar_l_in1k"]
+    assert generators.list_models("xar*_in1k") == ["xar_b_in1k", "xar_h_in1k", "xar_l_in1k"]
     assert {entry.family for entry in generators.find(tokenizer="tokenbridge_kl16")} == {"tokenbridge"}
     with pytest.raises(UnknownNameError, match="Closest: xar_b_in1k"):
         generators.info("xar_b")
@@ -143,3 +143,28 @@ def test_bind(made_codes):
     assert gen.bind(tok).spec == tok.spec
     with pytest.raises(ValueError, match="vocabulary"):
         gen.bind(other)
+
+
+def test_an_entry_follows_its_tokenizer():
+    """Layout of the tokens that an entry leaves open is that of the tokenizer's entry."""
+    info = zoo.info("flextok_nano")
+    for name in ("flextok_ar_nano", "xar_nano"):
+        assert "positions" not in generators.info(name).config
+    assert generators.create("flextok_ar_nano").config.positions == (info.tokens,)
+    gen = generators.create("xar_nano")
+    assert gen.config.positions == (8, 8)
+    assert gen.config.channels == zoo.info("kl_vae_nano").channels
+
+
+def test_create_for_a_tokenizer():
+    tok = zoo.create("flextok_nano", registers=16).eval()
+    gen = generators.create_for("flextok_ar_nano", tok, width=24, heads=2, depth_blocks=1)
+    assert gen.config.positions == (16,)
+    assert gen.spec == tok.spec
+    assert (gen.info.name, gen.info.config["width"]) == ("flextok_ar_nano", 24)
+    with pytest.raises(ValueError, match="channels"):
+        generators.create_for("xar", tok)
+    with torch.device("meta"):
+        sound = zoo.create("mimi_24khz")
+    with pytest.raises(ValueError, match=r"create\(name, tokens=\.\.\.\)"):
+        generators.create_for("autoregressive", sound)

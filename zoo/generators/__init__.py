@@ -13,13 +13,14 @@ from zoo.generators.registry import GeneratorEntry, find, info, list_models
 
 if TYPE_CHECKING:
     from zoo.generators.base import Generator
-    from zoo.generators.loading import create, load, save
+    from zoo.generators.loading import create, create_for, load, save
 
-__all__ = ["Generator", "GeneratorEntry", "create", "find", "info", "list_models", "load", "save"]
+__all__ = ["Generator", "GeneratorEntry", "create", "create_for", "find", "info", "list_models", "load", "save"]
 
 _LAZY = {
     "Generator": "zoo.generators.base",
     "create": "zoo.generators.loading",
+    "create_for": "zoo.generators.loading",
     "load": "zoo.generators.loading",
     "save": "zoo.generators.loading",
 }

@@ -8,11 +8,15 @@ levels (MusicGen, arXiv 2306.05284).
     pattern "delay":    level j of position i is in step i + j, so it has seen levels 0..j-1    n + d - 1 steps
     pattern "flat":     a step is one code, level after level within a position                 n * d steps
 
+A code of a large codebook may be written as several digits, `factors`: FSQ's levels are such. Each digit is embedded and predicted
+like a code of its own, so that 64,000 codes need tables of 39 rows; with "delay" a digit sees those before it, at few more steps.
+
 Training may mix three tasks, one for each batch (TokenUnify, arXiv 2405.16847): random tokens, the next token, all next tokens. The
 paper pre-trains an encoder of volumes so; here the tasks are laid over codes. How they share the network is our choice: one trunk,
 a head for each task, and one learned vector for what a task hides. Sampling and the loss in evaluation are those of the next token.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -37,11 +41,14 @@ class AutoregressiveConfig(SequenceConfig):
 
     Attributes:
         pattern: how the codes of one position follow each other; with one code for each position all three are the same.
+        factors: sizes of the digits that a code is written in, the first digit the fastest; their product is the codebook size.
+            Empty predicts codes as they are. For one code at a position only.
         mixture: shares of the tasks "random", "next" and "all" in training, together 1; other than (0, 1, 0) with "parallel" only.
         random_share: share of the positions that the task "random" hides.
     """
 
     pattern: Pattern = "parallel"
+    factors: tuple[int, ...] = ()
     mixture: tuple[float, float, float] = (0.0, 1.0, 0.0)
     random_share: float = 0.75
 
@@ -50,6 +57,8 @@ class AutoregressiveConfig(SequenceConfig):
         self.require(self.pattern in get_args(Pattern), "pattern", ", ".join(get_args(Pattern)))
         line = self.pattern != "delay" or len(self.positions) == 1
         self.require(line, "pattern", "'delay' for one axis of positions only; 'parallel' or 'flat' for a grid")
+        whole = not self.factors or (self.depth == 1 and min(self.factors) >= 1 and math.prod(self.factors) == self.sizes[0])
+        self.require(whole, "factors", f"sizes with the product {self.sizes[0]}, for one code at a position")
         shares = len(self.mixture) == 3 and min(self.mixture) >= 0 and abs(sum(self.mixture) - 1) < 1e-6
         self.require(shares, "mixture", "three shares of at least 0 that together are 1")
         self.require(not self.mixed or self.pattern == "parallel", "mixture", "(0, 1, 0) with this pattern; others with 'parallel'")
@@ -71,13 +80,19 @@ class Autoregressive(SequenceGenerator):
     def __init__(self, config: AutoregressiveConfig, info: GeneratorEntry | None = None) -> None:
         super().__init__(config, info)
         self.config: AutoregressiveConfig = config
+        self.columns = config.factors or config.sizes
+        self.levels = len(self.columns)
+        sizes = config.factors or (1,)
+        bases = [math.prod(sizes[:j]) for j in range(len(sizes))]
+        self.register_buffer("digits", torch.tensor(sizes, device="cpu"), persistent=False)
+        self.register_buffer("bases", torch.tensor(bases, device="cpu"), persistent=False)
         with torch.device("cpu"):
             where = grid_coordinates(config.positions)
             if config.pattern == "delay":
                 where = torch.arange(self.step_count(config.positions), dtype=torch.float32)[:, None]
             elif config.pattern == "flat":
-                where = where.repeat_interleave(config.depth, 0)
-            self._build(where, padded=config.pattern == "delay" and config.depth > 1)
+                where = where.repeat_interleave(self.levels, 0)
+            self._build(where, padded=config.pattern == "delay" and self.levels > 1)
         self.hidden_step = nn.Parameter(torch.randn(config.width) * 0.02) if config.mixed else None
         wanted = [task for task, share in zip(("random", "all"), config.mixture[::2], strict=True) if share > 0]
         self.task_heads = nn.ModuleDict({task: nn.Linear(config.width, sum(self.columns), bias=False) for task in wanted})
@@ -87,17 +102,19 @@ class Autoregressive(SequenceGenerator):
     # -- codes and steps -----------------------------------------------------------------------------------------------------------
 
     def step_count(self, positions: Sequence[int]) -> int:
-        n, depth = 1, self.config.depth
+        n, depth = 1, self.levels
         for side in positions:
             n *= side
         return {"parallel": n, "delay": n + depth - 1, "flat": n * depth}[self.config.pattern]
 
     @property
     def codes_per_step(self) -> int:
-        return 1 if self.config.pattern == "flat" else self.config.depth
+        return 1 if self.config.pattern == "flat" else self.levels
 
     def to_steps(self, data: Tensor) -> Tensor:
         codes = data.flatten(1, -2)
+        if self.config.factors:
+            codes = codes // self.bases % self.digits
         if self.config.pattern == "flat":
             return codes.flatten(1)[..., None]
         if self.config.pattern == "delay":
@@ -106,7 +123,7 @@ class Autoregressive(SequenceGenerator):
         return codes
 
     def from_steps(self, steps: Tensor) -> Tensor:
-        depth = self.config.depth
+        depth = self.levels
         if self.config.pattern == "flat":
             codes = steps.reshape(len(steps), -1, depth)
         elif self.config.pattern == "delay":
@@ -114,12 +131,14 @@ class Autoregressive(SequenceGenerator):
             codes = torch.stack([steps[:, j : j + n, j] for j in range(depth)], -1)
         else:
             codes = steps
+        if self.config.factors:
+            codes = (codes * self.bases).sum(-1, keepdim=True)
         if len(self.config.positions) == 1:
             return codes
         return codes.unflatten(1, self.config.positions)
 
     def real(self, steps: Tensor, mask: Tensor | None) -> Tensor | None:
-        depth = self.config.depth
+        depth = self.levels
         if self.config.pattern == "delay" and depth > 1:
             if mask is None:
                 mask = torch.ones(len(steps), steps.shape[1] - depth + 1, dtype=torch.bool, device=steps.device)
@@ -135,12 +154,12 @@ class Autoregressive(SequenceGenerator):
 
     def embed(self, steps: Tensor, first: int) -> Tensor:
         if self.config.pattern == "flat":
-            level = (first + torch.arange(steps.shape[1], device=steps.device)) % self.config.depth
+            level = (first + torch.arange(steps.shape[1], device=steps.device)) % self.levels
             return self.embedding(steps[..., 0] + self.row_offsets[level])
         if self.padded:
             # What is in the corners before the first and behind the last position is no code, whatever was drawn for it.
             number = first + torch.arange(steps.shape[1], device=steps.device)[:, None]
-            position = number - torch.arange(self.config.depth, device=steps.device)
+            position = number - torch.arange(self.levels, device=steps.device)
             inside = (position >= 0) & (position < self.config.count)
             steps = torch.where(inside, steps, torch.tensor(self.columns, device=steps.device))
         return super().embed(steps, first)
@@ -148,14 +167,14 @@ class Autoregressive(SequenceGenerator):
     def scores(self, hidden: Tensor, first: int) -> list[Tensor]:
         if self.config.pattern != "flat":
             return super().scores(hidden, first)
-        level = first % self.config.depth
+        level = first % self.levels
         start, size = self.outputs[level], self.columns[level]
         return [F.linear(hidden, self.head.weight[start : start + size])]
 
     def code_losses(self, steps: Tensor, labels: Tensor) -> Tensor:
         if self.config.pattern != "flat":
             return super().code_losses(steps, labels)
-        depth, hidden = self.config.depth, self.hidden(steps[:, :-1], labels)
+        depth, hidden = self.levels, self.hidden(steps[:, :-1], labels)
         parts = []
         for level in range(depth):
             scores = self.scores(hidden[:, level::depth], level)[0]
@@ -166,6 +185,10 @@ class Autoregressive(SequenceGenerator):
     # -- mixture of tasks ----------------------------------------------------------------------------------------------------------
 
     def _loss(self, data: Tensor, labels: Tensor, mask: Tensor | None, draws: torch.Generator) -> Tensor:
+        return self._digit_loss(data, labels, mask, draws) * len(self.config.factors or (1,))
+
+    def _digit_loss(self, data: Tensor, labels: Tensor, mask: Tensor | None, draws: torch.Generator) -> Tensor:
+        """Nats of each code, or of each digit where codes are written in digits."""
         if not (self.config.mixed and self.training):
             return super()._loss(data, labels, mask, draws)
         shares = torch.tensor(self.config.mixture, device=draws.device)

@@ -158,6 +158,14 @@ class Generator(nn.Module):
         """Give the public release's tensors our parameter names."""
         return tensors
 
+    @classmethod
+    def settings_for(cls, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Fields of the configuration that this family takes from a tokenizer, beside those that its tokens tell (`binding`)."""
+        return {}
+
+    def take_from(self, tokenizer: Tokenizer) -> None:
+        """Copy the tensors that this family needs of a tokenizer, such as codebooks; most need none."""
+
     def _loss(self, data: Tensor, labels: Tensor, mask: Tensor | None, draws: torch.Generator) -> Tensor:
         """Give the training loss of `data (b, *positions, d)`; `labels (b,)` are classes or the null class."""
         raise NotImplementedError

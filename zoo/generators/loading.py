@@ -7,7 +7,7 @@ pickle is read only where a catalog entry says that the public file is one.
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -19,9 +19,11 @@ from zoo.config import fits
 from zoo.generators.base import Generator, binding
 from zoo.generators.registry import FAMILIES, GeneratorEntry, find, info
 from zoo.loading import SkipInit, embedded_folder, stored_shapes
+from zoo.registry import find as tokenizers
+from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 
-__all__ = ["create", "family_class", "load", "save"]
+__all__ = ["create", "create_for", "entry_config", "family_class", "load", "save"]
 
 logger = logging.getLogger(__name__)
 _NOTICED: set[str] = set()
@@ -58,12 +60,63 @@ def create(name: str, *, tokens: Tokens | None = None, **overrides: Any) -> Gene
     """
     entry = None if name in FAMILIES else info(name)
     cls = family_class(name if entry is None else entry.family)
-    values = {**({} if entry is None else entry.config), **({} if tokens is None else binding(tokens)), **overrides}
+    values = {**({} if entry is None else entry_config(entry)), **({} if tokens is None else binding(tokens)), **overrides}
     try:
         config = cls.Config.from_dict(values)
     except TypeError as error:  # a dataclass field without a value
         raise ValueError(f"zoo.generators.create: {name}: {error}. Give tokens=, or the fields that are missing.") from error
     return cls(config, entry if tokens is None and not overrides else None)
+
+
+def create_for(name: str, tokenizer: Tokenizer, *, depth: int | None = None, **overrides: Any) -> Generator:
+    """Build a generator with fresh random weights for the tokens that this tokenizer makes at its native size.
+
+    Positions, vocabulary and extent are read off its tokens; what else the family needs (values of rounded latents, codebooks) is
+    taken from it too.
+
+    Args:
+        name: catalog name, or a family.
+        tokenizer: of pictures.
+        depth: so many levels of a residual tokenizer; None takes all.
+        overrides: fields of the family's configuration.
+
+    Raises:
+        ValueError: a tokenizer without a native size, or one whose tokens the family cannot make, and as `create`.
+    """
+    if tokenizer.info.native_size is None:
+        raise ValueError(
+            f"zoo.generators.create_for: {tokenizer.info.name} has no native size. Use create(name, tokens=...) with tokens of the "
+            "size you want."
+        )
+    x = torch.zeros(1, tokenizer.in_channels, *tokenizer.info.native_size, device=tokenizer.device, dtype=tokenizer.dtype)
+    with torch.no_grad():
+        tokens = tokenizer.encode(x, depth=depth)
+    entry = None if name in FAMILIES else info(name)
+    cls = family_class(name if entry is None else entry.family)
+    generator = create(name, tokens=tokens, **{**cls.settings_for(tokenizer), **overrides})
+    if entry is not None:
+        generator.info = replace(entry, config=generator.config.to_dict(), weights=None, parameters=None)
+    generator.take_from(tokenizer)
+    return generator
+
+
+def entry_config(entry: GeneratorEntry) -> dict[str, Any]:
+    """The configuration of an entry; layout of the tokens as the tokenizer's own entry says, where this one does not say it.
+
+    So an entry for a tokenizer of this zoo follows it when that one is given more tokens.
+    """
+    known = {other.name: other for other in tokenizers()}
+    tokenizer = known.get(entry.tokenizer or "")
+    layout: dict[str, Any] = {}
+    if tokenizer is not None and tokenizer.tokens is not None and tokenizer.native_size is not None:
+        layout = {key: getattr(tokenizer, key) for key in ("modality", "vocabulary", "channels", "ordered", "residual")}
+        layout["extent"] = tokenizer.native_size
+        if tokenizer.layout == "1d":
+            layout["positions"] = (tokenizer.tokens,)
+        elif tokenizer.downsample is not None:
+            sides = zip(tokenizer.native_size, tokenizer.downsample[1:], strict=True)
+            layout["positions"] = tuple(-(-side // factor) for side, factor in sides)
+    return {**layout, **entry.config}
 
 
 def load(
@@ -113,8 +166,16 @@ def load(
     return generator.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
-def save(generator: Generator, folder: str | Path, *, overwrite: bool = False) -> Path:
+def save(
+    generator: Generator, folder: str | Path, *, overwrite: bool = False, tensors: Mapping[str, torch.Tensor] | None = None
+) -> Path:
     """Write a folder that `load` reads: config.json and model.safetensors.
+
+    Args:
+        generator: whose configuration and, without `tensors`, whose weights are written.
+        folder: to be made.
+        overwrite: replace a folder that is there.
+        tensors: weights to write instead, complete and under the same names, such as those of a sharded model put together.
 
     Raises:
         FileExistsError: the folder exists and `overwrite` is False.
@@ -127,7 +188,7 @@ def save(generator: Generator, folder: str | Path, *, overwrite: bool = False) -
         "config": generator.config.to_dict(),
         "entry": entry,
     }
-    return write_folder(folder, config=config, tensors=generator.state_dict(), overwrite=overwrite)
+    return write_folder(folder, config=config, tensors=tensors or generator.state_dict(), overwrite=overwrite)
 
 
 def _load_entry(entry: GeneratorEntry, revision: str | None) -> Generator:
@@ -145,7 +206,7 @@ def _load_entry(entry: GeneratorEntry, revision: str | None) -> Generator:
 
         at = revision or weights.revision
         path = fetch(weights.repo, weights.file, revision=at, sha256=weights.sha256, size=weights.size)
-    config = cls.Config.from_dict(entry.config)
+    config = cls.Config.from_dict(entry_config(entry))
     tensors = read_tensors(path, sha256=weights.sha256, allow_pickle=weights.pickle, key=weights.key)
     return _fill(cls, config, entry, tensors, public=weights.layout == "public")
 

@@ -17,7 +17,7 @@ Embeddings are those of the tokenizer's codebooks, `take_codebooks`; fixed rando
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ from zoo.generators.drawing import check_draw_options, draw_codes, gaussians, un
 from zoo.generators.registry import GeneratorEntry
 from zoo.layers.modulated import ModulatedBlock, plain_rms
 from zoo.layers.transformer import grid_coordinates, rope_table
+from zoo.quantizers.rvq import RVQ
+from zoo.tokenizer import Tokenizer
 
 __all__ = ["Mixture", "MixtureHead", "ResGen", "ResGenConfig", "masked_counts", "masked_share"]
 
@@ -130,6 +132,15 @@ class Mixture(NamedTuple):
         return -(share * (likelihoods + self.weights)).sum(-1)
 
 
+def _codebooks(tokenizer: Tokenizer) -> list[Tensor]:
+    """The codebooks of a tokenizer that codes residuals, `(k_j, width)` for each depth."""
+    quantizer = getattr(tokenizer, "quantizer", None)
+    if not isinstance(quantizer, RVQ):
+        found = type(quantizer).__name__
+        raise ValueError(f"resgen: {tokenizer.info.name} has the quantizer {found}. Needed: residual codebooks, as rvq_nano has.")
+    return [quantizer.layer(j).codebook for j in range(len(tokenizer.spec.vocabulary))]
+
+
 class MixtureHead(nn.Module):
     """Features `(n, width)` to a `Mixture` over vectors of length h."""
 
@@ -197,6 +208,19 @@ class ResGen(Generator):
             nn.init.zeros_(block.ada_lin[1].bias)
 
     # -- codebooks ---------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def settings_for(cls, tokenizer: Tokenizer) -> dict[str, Any]:
+        """The length of its codebook vectors.
+
+        Raises:
+            ValueError: a tokenizer without residual codebooks.
+        """
+        return {"code_width": _codebooks(tokenizer)[0].shape[1]}
+
+    def take_from(self, tokenizer: Tokenizer) -> None:
+        """Take the tokenizer's codebooks."""
+        self.take_codebooks(_codebooks(tokenizer)[: self.config.depth])
 
     @property
     def books(self) -> list[Tensor]:

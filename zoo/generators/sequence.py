@@ -18,6 +18,7 @@ from zoo.generators.base import Generator, GeneratorConfig
 from zoo.generators.drawing import Schedule, check_draw_options, draw_sequence, guidance_at, uniforms
 from zoo.generators.registry import GeneratorEntry
 from zoo.layers.transformer import CausalTransformer, KVCache, rope_table
+from zoo.tokens import Tokens
 
 __all__ = ["SequenceConfig", "SequenceGenerator"]
 
@@ -160,6 +161,23 @@ class SequenceGenerator(Generator):
         real = self.real(steps, mask)
         losses = self.code_losses(steps, labels)
         return losses.mean() if real is None else (losses * real).sum() / real.sum()
+
+    def nats(self, tokens: Tokens, condition: Tensor | Sequence[int] | int | None = None) -> Tensor:
+        """Give the negative log-likelihood of each item, `(b,)` nats: the sum over all its codes, each given those before it.
+
+        Args:
+            tokens, condition: as for `loss`; nothing is left out and nothing is drawn.
+
+        Raises:
+            ValueError: as `loss`.
+        """
+        name = f"{self.info.name}.nats"
+        self._check_tokens(tokens, name)
+        labels = self._labels(condition, len(tokens), name).to(tokens.device)
+        steps = self.to_steps(tokens.data)
+        real = self.real(steps, None if tokens.lengths is None else tokens.mask)
+        losses = self.code_losses(steps, labels)
+        return (losses if real is None else losses * real).flatten(1).sum(1)
 
     def code_losses(self, steps: Tensor, labels: Tensor) -> Tensor:
         """Nats of each code of `(b, T, m)` given the steps before it; nonsense where a code is not real."""

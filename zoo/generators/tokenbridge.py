@@ -24,6 +24,7 @@ from zoo.generators.drawing import check_draw_options, draw_codes, uniforms
 from zoo.generators.registry import GeneratorEntry
 from zoo.layers.transformer import KVCache
 from zoo.quantizers.dimension_wise import DimensionWise
+from zoo.tokenizer import Tokenizer
 
 __all__ = ["TokenBridge", "TokenBridgeConfig"]
 
@@ -251,6 +252,14 @@ class TokenBridge(Generator):
             nn.init.normal_(parameter, std=0.02)
         for module in (self.class_embedding, *(self.embeddings if config.embed_codes else ())):
             nn.init.normal_(module.weight, std=0.02)
+
+    @classmethod
+    def settings_for(cls, tokenizer: Tokenizer) -> dict[str, Any]:
+        """The values that codes stand for; codes that are no rounded numbers are embedded."""
+        if not isinstance(getattr(tokenizer, "quantizer", None), DimensionWise):
+            return {"embed_codes": True}
+        config = tokenizer.config
+        return {"centre": tuple(config.centre), "spread": tuple(config.spread), "reach": config.reach}
 
     # -- network -----------------------------------------------------------------------------------------------------------------
 
