@@ -160,6 +160,15 @@ def _mimi_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
     return _distance(x, tok.decoder_chain().push(sum(part.output_proj(part.input_proj(latents)) for part in both), last=True))
 
 
+def _xcodec_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
+    """The codebooks learn from running averages, so the loss goes around them; the second decoder rebuilds the features."""
+    vectors, model, features = tok.encode_vectors(x), tok.model, tok.semantic_features(x).detach()
+    if tok.config.codebook_channels is not None:
+        vectors = sum(layer.project_out(layer.project_in(vectors)) for layer in model.quantizer.quantizers)
+    rebuilt = model.decoder_semantic(model.fc1(vectors).transpose(1, 2)).transpose(1, 2)
+    return _distance(x, tok.decoder_chain().push(vectors.transpose(1, 2), last=True)) + _distance(features, rebuilt)
+
+
 def _snac_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
     quantized = tok.quantizer(tok.encode_vectors(x))
     noise = PositionNoise([int(torch.randint(1 << 30, (), generator=draws))], device=x.device, dtype=x.dtype)
@@ -399,6 +408,18 @@ SMALL: dict[str, Small] = {
         ),
         loss=_wave_loss,
         step=lambda tok, data: tok.decode_vectors(tok.quantizer.decode(data)),
+    ),
+    "xcodec": Small(
+        config=lambda entry: dict(
+            sample_rate=90 if entry["codebook_channels"] else 60, semantic_sample_rate=60, semantic_padding=3,
+            **dict.fromkeys(("strides", "decoder_strides"), (3, 3, 2) if entry["codebook_channels"] else (3, 2)),
+            encoder_channels=4, decoder_channels=16, latent_channels=6, num_codebooks=3, codebook_size=16,
+            codebook_channels=entry["codebook_channels"] and 4, width=8, layers=2, heads=2, mlp_width=16, conv_channels=(8, 8),
+            conv_kernels=(4, 2), conv_strides=(3, 2), position_kernel=4, position_groups=2, buckets=8, max_distance=20,
+        ),
+        loss=_xcodec_loss,
+        step=lambda tok, data: tok.decoder_chain().push(tok.lookup(data).transpose(1, 2), last=True),
+        frozen={"model.semantic_model.": "the speech model is finished before and stays as it is"},
     ),
 }  # fmt: skip
 
