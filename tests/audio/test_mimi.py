@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import zoo
 from zoo.audio.mimi import Mimi, MimiConfig
-from zoo.layers.audio_chunks import run
+from zoo.layers.pieces import run
 from zoo.tokens import Tokens
 
 CASES = Path(__file__).parents[1] / "parity" / "mimi"

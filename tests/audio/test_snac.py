@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 import zoo
+from zoo.audio import snac
 from zoo.audio.snac import Snac, SnacConfig
-from zoo.layers.pieces import Stretch, needed
+from zoo.layers.pieces import Step, run
 from zoo.tokens import Tokens
 
 PARITY = Path(__file__).parents[1] / "parity" / "snac"
@@ -31,14 +33,13 @@ def case(request):
 
 
 @pytest.fixture(params=("in pieces", "whole"))
-def way(request, case):
-    """Once as it is used, in pieces, and once through the modules as training calls them."""
+def way(request, case, monkeypatch):
+    """Once with as many cuts as there can be, and once as training runs it, whole and with gradients."""
     tok = case[0]
-    tok.chunk_frames = tok.config.frame_multiple  # as many cuts as there can be
+    monkeypatch.setattr(snac, "_PIECE", tok.config.level_strides[0] if request.param == "in pieces" else 1 << 30)
     tok.requires_grad_(request.param == "whole")
     yield request.param
     tok.requires_grad_(False)
-    tok.chunk_frames = 128
 
 
 def levels_of(io):
@@ -141,37 +142,35 @@ def sound(samples, b=1, seed=0):
     return torch.rand(b, 1, samples, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def test_pieces_of_any_size_give_the_numbers_of_the_modules(tok):
+def test_pieces_of_any_size_give_the_same_numbers(tok, monkeypatch):
     x = sound(11 * tok.info.downsample[0] + 5, b=2)
     padded = tok._pad(x, tok._legal_size(x.shape[2:]))
-    z = tok.encoder(padded).transpose(1, 2)
+    z = tok.encode_vectors(padded)
     tokens = tok.encode(x)
     vectors, noise = tok.quantizer.decode(tokens.data), tok._noise(tokens, [3, 4], True)
-    y = tok.decoder(vectors.transpose(1, 2), noise)
+    y = tok.decode_vectors(vectors, noise)
     for frames in (1, 9, 1000):
-        tok.chunk_frames = frames
-        close(tok.encode_vectors(padded), z)
-        close(tok.decode_vectors(vectors, noise), y)
+        close(run(tok.encoder.chain(), padded, piece=frames * tok.config.hop - 1).transpose(1, 2), z)
+        close(run(tok.decoder.chain(noise), vectors.transpose(1, 2), piece=frames), y)
+        monkeypatch.setattr(snac, "_PIECE", frames * tok.config.level_strides[0])
         assert torch.equal(tok.encode(x).data, tok.quantizer.encode(z))
         close(tok.decode(tokens, seed=[3, 4]), y[..., : x.shape[2]])
-    tok.chunk_frames = 128
 
 
-def test_a_frame_depends_on_what_the_geometry_says(tok):
-    """By differentiation: nothing outside the stated stretch has an influence, and its first and last sample have one."""
-    multiple, hop = tok.config.frame_multiple, tok.config.hop
-    frames = 16 * multiple
-    middle = Stretch(8 * multiple, 9 * multiple)
-    x = sound(frames * hop).requires_grad_()
-    tok.encoder(x)[..., middle.start : middle.end].sum().backward()
-    heard = x.grad[0, 0].nonzero().flatten()
-    wanted = needed(tok.config.encoder_geometry(), middle)
-    assert (max(0, wanted.start), min(frames * hop, wanted.end)) == (int(heard[0]), int(heard[-1]) + 1)
-    z = torch.randn(1, tok.config.latent_width, frames, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    tok.decoder(z, None)[..., middle.start * hop : middle.end * hop].sum().backward()
-    read = z.grad[0].abs().sum(0).nonzero().flatten()
-    wanted = needed(tok.config.decoder_geometry(), Stretch(middle.start * hop, middle.end * hop))
-    assert (max(0, wanted.start), min(frames, wanted.end)) == (int(read[0]), int(read[-1]) + 1)
+def test_a_position_depends_on_what_the_lookahead_says(tok):
+    """By differentiation: nothing later has an influence, and something in the last position that it names has one."""
+    step, far, frames = tok.info.downsample[0], tok.info.lookahead_frames, tok.config.level_strides[0]
+    group = tok.config.frame_multiple // frames
+    count = 2 * group * (far + 2)
+    heard, read = [], []
+    for at in range(count // 2, count // 2 + group):
+        x = sound(count * step).requires_grad_()
+        tok.encode_vectors(x)[:, at * frames : (at + 1) * frames].sum().backward()
+        heard.append(int(x.grad[0, 0].nonzero().max()) // step - at)
+        z = torch.randn(1, count * frames, tok.config.latent_width, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        tok.decode_vectors(z)[..., at * step : (at + 1) * step].sum().backward()
+        read.append(int(z.grad[0].abs().sum(1).nonzero().max()) // frames - at)
+    assert max(heard + read) == far
 
 
 @pytest.mark.parametrize("largest", [0.3, 1.0, 40.0])
@@ -194,8 +193,24 @@ def test_a_stream_keeps_to_its_lookahead_and_forgets(tok):
         part = stream.encode(sound(step, seed=n))
         given += 0 if part is None else part.positions[0]
         assert given >= n - far - group + 1, "a position was held back longer than the entry says"
-        kept.append(stream._sound.shape[1])
-    assert max(kept[len(kept) // 2 :]) <= max(kept[: len(kept) // 2]) + 2 * group * step
+        kept.append(held(stream.encoder))
+    assert max(kept[len(kept) // 2 :]) <= max(kept[: len(kept) // 2])
+
+
+def held(step):
+    """Bytes of all that a chain keeps."""
+    if isinstance(step, Tensor):
+        return step.untyped_storage().nbytes()
+    values = vars(step).values() if isinstance(step, Step) else step if isinstance(step, list) else ()
+    return sum(held(value) for value in values if isinstance(value, Tensor | Step | list))
+
+
+def test_a_stream_that_ends_within_a_window_is_refused():
+    tok = small(**FORMS["windows"])
+    tokens = tok.encode(sound(100))
+    part = Tokens(tokens.data[:, :1], tok.spec, torch.tensor([[tok.info.downsample[0]]]))
+    with pytest.raises(ValueError, match=r"stream\.decode: 1 positions in all\. Needed: a multiple of 2"):
+        tok.stream().decode(part, last=True)
 
 
 def test_depth_of_a_stream(tok):

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
-from zoo.layers.audio_chunks import fold_weight_norm
+from zoo.layers.weight_norm import fold_weight_norm
 from zoo.quantizers import VQ, Projected
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer

@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.config import Config
-from zoo.layers.audio_chunks import Chain, CodecStream, ElementStep, fold_weight_norm, run
+from zoo.layers.codec_stream import CodecStream
 from zoo.layers.dac_steps import dac_decoder_steps, dac_encoder_steps
+from zoo.layers.pieces import Chain, ElementStep, run
+from zoo.layers.weight_norm import fold_weight_norm
 from zoo.quantizers.base import exact_math, working_dtype
 from zoo.quantizers.search import nearest, search_table
 from zoo.registry import Entry
@@ -250,7 +252,7 @@ class DAC(Tokenizer):
             self,
             encoder=self._coder(depth),
             decoder=self._decoder(),
-            pad=lambda x, length: self._pad(x, (length,)),
+            multiple=self.config.hop,
             ending=self._lacks,
         )
 

@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.config import Config
-from zoo.layers.audio_chunks import Chain, CodecStream, ElementStep, fold_weight_norm, remove_weight_norm, run
+from zoo.layers.codec_stream import CodecStream
+from zoo.layers.pieces import Chain, ElementStep, run
 from zoo.layers.seanet import prepared, residual_codes, seanet_chain
+from zoo.layers.weight_norm import fold_weight_norm, remove_weight_norm
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens

@@ -21,8 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
-from zoo.layers.audio_chunks import Chain, CodecStream, ElementStep, Step, fold_weight_norm, run
+from zoo.layers.codec_stream import CodecStream
+from zoo.layers.pieces import Chain, ElementStep, Step, run
 from zoo.layers.seanet import conv_step, prepared, residual_codes, seanet_chain, transpose_step
+from zoo.layers.weight_norm import fold_weight_norm
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
@@ -380,13 +382,10 @@ class Mimi(Tokenizer):
     def _grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
         return (-(-size[0] // self.config.hop),)
 
-    def _silence_after(self, x: Tensor, length: int) -> Tensor:
-        return F.pad(x, (0, length - x.shape[2]))
-
     def _encode(self, x: Tensor, *, tokens: int | None, depth: int | None, generator: torch.Generator | None) -> Tensor:
         hop = self.config.hop
         if self.config.padding == "frames":
-            x = self._silence_after(x, -(-x.shape[2] // hop) * hop)
+            x = F.pad(x, (0, -x.shape[2] % hop))
         return run(self._coder(depth), x, piece=_PIECE * hop).transpose(1, 2)
 
     def _decode(self, tokens: Tokens, size: tuple[int, ...]) -> Tensor:
@@ -395,8 +394,8 @@ class Mimi(Tokenizer):
     def _stream(self, *, depth: int | None = None) -> CodecStream:
         if depth is not None:
             self._check_depth(depth)
-        pad = self._silence_after if self.config.padding == "frames" else None
-        return CodecStream(self, encoder=self._coder(depth), decoder=self._decoder(), pad=pad)
+        multiple = self.config.hop if self.config.padding == "frames" else 1
+        return CodecStream(self, encoder=self._coder(depth), decoder=self._decoder(), multiple=multiple)
 
 
 def _entries(codebook: Any) -> Tensor:

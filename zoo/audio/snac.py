@@ -12,14 +12,15 @@ axis, level after level: 1 + 2 + 4 codes for strides 4, 2, 1. `depth=` cuts at t
 speak the public form, a list of `(b, n)` codes for each level.
 
 Differences: `decode` gives exactly the length that came in; the decoder's noise is a function of `seed`, the block and the place in
-the signal, so that it is the same however the signal is cut; fewer levels decode; outside of training the network runs on pieces
-of `chunk_frames` frames with as much of their neighbours as they depend on (`zoo.layers.pieces`), so memory does not grow with
-the length and the numbers are those of the whole; streams give the codes of the whole, after the stated lookahead.
+the signal, so that it is the same however the signal is cut; fewer levels decode; the network runs in pieces
+(`zoo.layers.pieces`), so memory does not grow with the length and the numbers are those of the whole; streams give the codes of
+the whole, after the stated lookahead.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, cast
 
 import torch
@@ -27,32 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
-from zoo.layers.audio_chunks import fold_weight_norm
-from zoo.layers.pieces import (
-    Attend,
-    Bend,
-    Conv,
-    Depthwise,
-    Down,
-    Downsample,
-    Geometry,
-    Pointwise,
-    Same,
-    SnakeUnit,
-    Step,
-    Stretch,
-    Up,
-    Upsample,
-    Windows,
-    WithNoise,
-    needed,
-    run,
-)
+from zoo.layers.activations import Snake
+from zoo.layers.codec_stream import CodecStream
+from zoo.layers.pieces import Chain, ElementStep, ResidualStep, Step, TransposeStep, WindowStep, run, same_step
 from zoo.layers.position_noise import PositionNoise
-from zoo.layers.snake import Snake
+from zoo.layers.weight_norm import fold_weight_norm
 from zoo.quantizers import VQ, Projected, Quantized
 from zoo.registry import Entry
-from zoo.streaming import Stream
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Segment, Tokens, TokenSpec
 
@@ -60,11 +42,11 @@ __all__ = ["Snac", "SnacConfig", "SnacStream"]
 
 _DILATIONS = (1, 3, 9)
 _HEAD = 64  # channels of an attention head
-_CHUNK = 128  # frames that are computed at once
-_ENDLESS = 1 << 62
+_REACH = 3 * sum(_DILATIONS)  # of three residual units, to each side
+_PIECE = 128  # frames of a piece of a whole signal
 
-NoiseSource = Callable[[int, Stretch], Tensor]
-"""`(block, positions)` -> `(n, b or 1)` noise of a decoder block."""
+NoiseSource = Callable[[int, tuple[int, int]], Tensor]
+"""`(block, (first position, end))` -> `(n, b or 1)` noise of a decoder block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,36 +118,37 @@ class SnacConfig(Config):
         """Frames come in multiples of whole positions and whole windows."""
         return math.lcm(self.level_strides[0], self.attention_window or 1)
 
-    def encoder_geometry(self) -> list[Geometry]:
-        """What depends on what in the encoder."""
-        chain: list[Geometry] = [Same(3)]
-        for stride in self.encoder_strides:
-            chain += [Same(3 * sum(_DILATIONS)), Down(stride)]
-        return [*chain, *self._windows(), Same(3)]
-
-    def decoder_geometry(self) -> list[Geometry]:
-        """What depends on what in the decoder."""
-        chain: list[Geometry] = [Same(3), *self._windows()]
-        for stride in self.decoder_strides:
-            chain += [Up(stride), Same(3 * sum(_DILATIONS))]
-        return [*chain, Same(3)]
-
-    def _windows(self) -> list[Geometry]:
-        return [] if self.attention_window is None else [Windows(self.attention_window)]
-
+    @property
     def lookahead(self) -> int:
         """Positions after its own that a position's codes, or its sound, may depend on."""
-        frames, multiple = self.level_strides[0], self.frame_multiple
-        far, most = 64 * multiple, 0  # far from the start, where nothing is cut off
-        for start in range(far, far + multiple, frames):
-            end = start + frames
-            heard = needed(self.encoder_geometry(), Stretch(start, end)).end / self.hop
-            read = needed(self.decoder_geometry(), Stretch(start * self.hop, end * self.hop)).end
-            most = max(most, math.ceil((max(heard, read) - end) / frames))
+        step, window = self.level_strides[0], self.attention_window or 1
+        most = 0
+        for end in range(step, self.frame_multiple + step, step):  # where a position ends in its window
+            heard = -(-self._heard(-(-(end + 3) // window) * window) // self.hop)
+            read = -(-self._read(end * self.hop) // window) * window + 3
+            most = max(most, -(-(max(heard, read) - end) // step))
         return most
+
+    def _heard(self, end: int) -> int:
+        """Samples that the encoder's blocks hear for the frames before `end`."""
+        for stride in reversed(self.encoder_strides):
+            end = (end + 1) * stride - -(-stride // 2) + _REACH
+        return end + 3
+
+    def _read(self, end: int) -> int:
+        """Frames that the decoder's blocks read for the samples before `end`."""
+        end += 3
+        for stride in reversed(self.decoder_strides):
+            end = (end + _REACH - 1 + -(-stride // 2)) // stride + 1
+        return end
 
 
 # -- modules -----------------------------------------------------------------------------------------------------------------------
+
+
+def _mixing(conv: nn.Conv1d) -> ElementStep:
+    """A convolution of kernel 1 that keeps time first in memory."""
+    return ElementStep(lambda x: F.linear(x.transpose(1, 2), conv.weight[..., 0], conv.bias).transpose(1, 2))
 
 
 class _Unit(nn.Module):
@@ -179,11 +162,14 @@ class _Unit(nn.Module):
         self.snake_out = Snake(channels)
         self.mix = nn.Conv1d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.mix(self.snake_out(self.conv(self.snake_in(x))))
+    def step(self) -> Step:
+        return ResidualStep(
+            Chain([ElementStep(self.snake_in), same_step(self.conv), ElementStep(self.snake_out), _mixing(self.mix)])
+        )
 
-    def steps(self) -> list[Step]:
-        return [SnakeUnit(self.snake_in, self.conv, self.snake_out, self.mix)]
+
+def _units(channels: int, *, depthwise: bool) -> nn.ModuleList:
+    return nn.ModuleList(_Unit(channels, dilation, depthwise=depthwise) for dilation in _DILATIONS)
 
 
 class _Attention(nn.Module):
@@ -198,15 +184,12 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over `(b, c, t)`, t a multiple of the window."""
-        return self.attend(x.transpose(1, 2)).transpose(1, 2)
-
-    def attend(self, x: Tensor) -> Tensor:
-        """Attend over `(..., t, c)`."""
-        shape = (*x.shape[:-2], x.shape[-2] // self.window, self.window, 3, self.heads, _HEAD)
-        parts = self.to_qkv(self.norm(x)).reshape(shape).movedim(-3, 0)  # (3, ..., windows, window, heads, _HEAD)
+        x = x.transpose(1, 2)
+        shape = (len(x), x.shape[1] // self.window, self.window, 3, self.heads, _HEAD)
+        parts = self.to_qkv(self.norm(x)).reshape(shape).movedim(3, 0)  # (3, b, windows, window, heads, _HEAD)
         q, k, v = (part.transpose(-2, -3) for part in parts)
         out = F.scaled_dot_product_attention(self._turn(q), self._turn(k), v).transpose(-2, -3)
-        return x + self.to_out(out.reshape(x.shape))
+        return (x + self.to_out(out.reshape(x.shape))).transpose(1, 2)
 
     def _turn(self, x: Tensor) -> Tensor:
         """Rotate the two halves of a head by the position in the window."""
@@ -216,8 +199,8 @@ class _Attention(nn.Module):
         first, second = x.chunk(2, -1)
         return x * cos + torch.cat([-second, first], -1) * sin
 
-    def steps(self) -> list[Step]:
-        return [Attend(self.window, self.attend)]
+    def step(self) -> Step:
+        return WindowStep(self.window, self)
 
 
 class _EncoderBlock(nn.Module):
@@ -225,18 +208,13 @@ class _EncoderBlock(nn.Module):
 
     def __init__(self, channels: int, stride: int, *, depthwise: bool) -> None:
         super().__init__()
-        self.units = nn.ModuleList(_Unit(channels, dilation, depthwise=depthwise) for dilation in _DILATIONS)
+        self.units = _units(channels, depthwise=depthwise)
         self.snake = Snake(channels)
         self.down = nn.Conv1d(channels, 2 * channels, 2 * stride, stride=stride, padding=-(-stride // 2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        for unit in self.units:
-            x = unit(x)
-        return self.down(self.snake(x))
-
     def steps(self) -> list[Step]:
-        units = [step for unit in self.units for step in cast(_Unit, unit).steps()]
-        return [*units, Bend(self.snake), Downsample(self.down)]
+        # The module's padding is one more than odd strides need at the end, where it gives no window.
+        return [*(unit.step() for unit in self.units), ElementStep(self.snake), same_step(self.down)]
 
 
 class _DecoderBlock(nn.Module):
@@ -246,35 +224,35 @@ class _DecoderBlock(nn.Module):
         super().__init__()
         half = channels // 2
         self.snake = Snake(channels)
-        # One more sample where the stride is odd, so that every frame gives exactly `stride` of them.
-        self.up = nn.ConvTranspose1d(
-            channels, half, 2 * stride, stride=stride, padding=-(-stride // 2), output_padding=stride % 2
-        )
+        self.up = nn.ConvTranspose1d(channels, half, 2 * stride, stride=stride)
         self.strength = nn.Conv1d(half, half, 1, bias=False) if noise else None
-        self.units = nn.ModuleList(_Unit(half, dilation, depthwise=depthwise) for dilation in _DILATIONS)
+        self.units = _units(half, depthwise=depthwise)
 
-    def forward(self, x: Tensor, noise: Tensor | None) -> Tensor:
-        """`noise`: `(b or 1, 1, t)` at the higher rate."""
-        x = self.up(self.snake(x))
-        if noise is not None and self.strength is not None:
-            x = x + noise.to(x.dtype) * self.strength(x)
-        for unit in self.units:
-            x = unit(x)
-        return x
+    def steps(self, noise: Callable[[int, int], Tensor] | None) -> list[Step]:
+        """`noise`: first position and end -> `(b or 1, 1, end - first)`."""
+        stride = self.up.stride[0]
+        cut = -(-stride // 2)
+        added = [_NoiseStep(self.strength, noise)] if noise is not None and self.strength is not None else []
+        up = TransposeStep(self.up, trim_left=cut, trim_right=stride - cut)  # exactly `stride` samples for each
+        return [ElementStep(self.snake), up, *added, *(unit.step() for unit in self.units)]
 
-    def steps(self, noise: Callable[[Stretch], Tensor] | None) -> list[Step]:
-        """`noise`: positions -> `(n, 1)`."""
-        added = [WithNoise(self.strength, noise)] if noise is not None and self.strength is not None else []
-        units = [step for unit in self.units for step in cast(_Unit, unit).steps()]
-        return [Bend(self.snake), Upsample(self.up), *added, *units]
+
+class _NoiseStep(Step):
+    """x + noise * strength(x), the noise that of the place in the signal."""
+
+    def __init__(self, strength: nn.Conv1d, noise: Callable[[int, int], Tensor]) -> None:
+        self.strength, self.noise, self.position = strength, noise, 0
+
+    def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
+        if x is None:
+            return None
+        start, self.position = self.position, self.position + x.shape[2]
+        strength = F.linear(x.transpose(1, 2), self.strength.weight[..., 0]).transpose(1, 2)
+        return torch.addcmul(x, self.noise(start, self.position).to(x.dtype), strength)
 
 
 def _inner(channels: int, *, depthwise: bool) -> nn.Conv1d:
     return nn.Conv1d(channels, channels, 7, padding=3, groups=channels if depthwise else 1)
-
-
-def _inner_step(conv: nn.Conv1d) -> Step:
-    return Conv(conv) if conv.groups == 1 else Depthwise(conv)
 
 
 class SnacEncoder(nn.Module):
@@ -291,17 +269,14 @@ class SnacEncoder(nn.Module):
         self.attention = None if config.attention_window is None else _Attention(width, config.attention_window)
         self.conv_out = _inner(width, depthwise=config.depthwise)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+    def chain(self) -> Chain:
+        """The network in pieces."""
+        steps: list[Step] = [same_step(self.conv_in)]
         for block in self.blocks:
-            x = block(x)
-        return self.conv_out(x if self.attention is None else self.attention(x))
-
-    def steps(self) -> list[Step]:
-        """The same on pieces."""
-        blocks = [step for block in self.blocks for step in cast(_EncoderBlock, block).steps()]
-        attention = [] if self.attention is None else self.attention.steps()
-        return [Conv(self.conv_in), *blocks, *attention, _inner_step(self.conv_out)]
+            steps += cast(_EncoderBlock, block).steps()
+        if self.attention is not None:
+            steps.append(self.attention.step())
+        return Chain([*steps, same_step(self.conv_out)])
 
 
 class SnacDecoder(nn.Module):
@@ -311,7 +286,7 @@ class SnacDecoder(nn.Module):
         super().__init__()
         latent, width, count = config.latent_width, config.decoder_width, len(config.decoder_strides)
         if config.depthwise:
-            self.conv_in: nn.Module = nn.Sequential(_inner(latent, depthwise=True), nn.Conv1d(latent, width, 1))
+            self.conv_in = nn.Sequential(_inner(latent, depthwise=True), nn.Conv1d(latent, width, 1))
         else:
             self.conv_in = nn.Sequential(nn.Conv1d(latent, width, 7, padding=3))
         self.attention = None if config.attention_window is None else _Attention(width, config.attention_window)
@@ -321,27 +296,20 @@ class SnacDecoder(nn.Module):
         )
         self.snake = Snake(width // 2**count)
         self.conv_out = nn.Conv1d(width // 2**count, 1, 7, padding=3)
-        self.strides = config.decoder_strides
 
-    def forward(self, x: Tensor, noise: NoiseSource | None) -> Tensor:
-        x, length = self.conv_in(x), x.shape[2]
+    def chain(self, noise: NoiseSource | None) -> Chain:
+        """The network in pieces."""
+        first, *rest = cast(nn.Sequential, self.conv_in)
+        steps: list[Step] = [same_step(first), *map(_mixing, rest)]
         if self.attention is not None:
-            x = self.attention(x)
+            steps.append(self.attention.step())
         for i, block in enumerate(self.blocks):
-            length *= self.strides[i]
-            x = block(x, None if noise is None else noise(i, Stretch(0, length)).t()[:, None])
-        return torch.tanh(self.conv_out(self.snake(x)))
+            steps += cast(_DecoderBlock, block).steps(None if noise is None else _of_block(noise, i))
+        return Chain([*steps, ElementStep(self.snake), same_step(self.conv_out), ElementStep(torch.tanh)])
 
-    def steps(self, noise: NoiseSource | None) -> list[Step]:
-        """The same on pieces, before the hyperbolic tangent."""
-        convs = list(cast(nn.Sequential, self.conv_in))
-        first: list[Step] = [_inner_step(cast(nn.Conv1d, convs[0])), *(Pointwise(cast(nn.Conv1d, conv)) for conv in convs[1:])]
-        attention = [] if self.attention is None else self.attention.steps()
-        blocks: list[Step] = []
-        for i, block in enumerate(self.blocks):
-            own = None if noise is None else lambda positions, i=i: noise(i, positions)
-            blocks += cast(_DecoderBlock, block).steps(own)
-        return [*first, *attention, *blocks, Bend(self.snake), Conv(self.conv_out)]
+
+def _of_block(noise: NoiseSource, block: int) -> Callable[[int, int], Tensor]:
+    return lambda start, end: noise(block, (start, end)).t()[:, None]
 
 
 class MultiRateRVQ(nn.Module):
@@ -414,12 +382,7 @@ class MultiRateRVQ(nn.Module):
 
 
 class Snac(Tokenizer):
-    """Sound of any length to positions of 1 + 2 + 4 (or 1 + 2 + 4 + 8) codes, and back.
-
-    Attributes:
-        chunk_frames: frames that are computed at once outside of training; a larger number needs more memory. It is rounded up to
-            whole positions and windows.
-    """
+    """Sound of any length to positions of 1 + 2 + 4 (or 1 + 2 + 4 + 8) codes, and back."""
 
     family = "snac"
     Config = SnacConfig
@@ -430,7 +393,6 @@ class Snac(Tokenizer):
         self.encoder = SnacEncoder(config)
         self.quantizer = MultiRateRVQ(config)
         self.decoder = SnacDecoder(config)
-        self.chunk_frames = _CHUNK
 
     @classmethod
     def layout_of(cls, config: SnacConfig) -> dict[str, Any]:
@@ -451,15 +413,14 @@ class Snac(Tokenizer):
             "audio_channels": 1,
             "causal": False,
             "streaming": True,
-            "lookahead_frames": config.lookahead(),
+            "lookahead_frames": config.lookahead,
             "stochastic_decode": config.noise,
         }
 
     @property
     def spec(self) -> TokenSpec:
         segments = tuple(
-            Segment(length=rate, stride=stride)
-            for rate, stride in zip(self.config.rates, self.config.level_strides, strict=True)
+            Segment(length=rate, stride=stride) for rate, stride in zip(self.config.rates, self.config.level_strides, strict=True)
         )
         plain = super().spec
         return TokenSpec(**{**{name: getattr(plain, name) for name in plain.__dataclass_fields__}, "segments": segments})
@@ -513,50 +474,30 @@ class Snac(Tokenizer):
     def _levels_of(self, depth: int | None) -> int | None:
         return None if depth is None else self.spec.segment_ends.index(depth) + 1
 
-    def _in_pieces(self, x: Tensor) -> bool:
-        """Pieces carry no gradient, loop over items, and hold loops that a traced graph would unroll."""
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
-            return False
-        if x.dtype not in (torch.float32, torch.float64):
-            return False
-        trained = x.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
-        return not (torch.is_grad_enabled() and trained)
+    def _coder(self, depth: int | None) -> Chain:
+        levels, frames = self._levels_of(depth), self.config.level_strides[0]
 
-    def _chunks(self, frames: int) -> Iterator[Stretch]:
-        step = -(-max(self.chunk_frames, 1) // self.config.frame_multiple) * self.config.frame_multiple
-        return (Stretch(at, min(at + step, frames)) for at in range(0, frames, step))
+        def codes_of(latents: Tensor) -> Tensor:
+            return self.quantizer.encode(latents.transpose(1, 2), levels=levels).transpose(1, 2)
+
+        return Chain([self.encoder.chain(), WindowStep(frames, codes_of, rate=Fraction(1, frames))])
+
+    def _decoder(self, noise: NoiseSource | None) -> Chain:
+        def vectors_of(codes: Tensor) -> Tensor:
+            return self.quantizer.decode(codes.transpose(1, 2)).to(self.dtype).transpose(1, 2)
+
+        return Chain([WindowStep(1, vectors_of, rate=Fraction(self.config.level_strides[0])), self.decoder.chain(noise)])
 
     def _encode(self, x: Tensor, *, tokens: int | None, depth: int | None, generator: torch.Generator | None) -> Tensor:
-        levels = self._levels_of(depth)
-        if not self._in_pieces(x):
-            return self.quantizer.encode(self.encoder(x).transpose(1, 2), levels=levels)
-        steps, frames, rows = self.encoder.steps(), x.shape[2] // self.config.hop, []
-        for item in x:
-            vectors = (run(steps, item.t(), out, start=0, total=x.shape[2])[None] for out in self._chunks(frames))
-            rows.append(torch.cat([self.quantizer.encode(part, levels=levels) for part in vectors], 1))
-        return torch.cat(rows)
+        return run(self._coder(depth), x, piece=_PIECE * self.config.hop).transpose(1, 2)
 
     def encode_vectors(self, x: Tensor) -> Tensor:
         """Give what the quantizer gets, `(b, frames, c)`, of sound `(b, 1, s)` of a legal length."""
-        if not self._in_pieces(x):
-            return self.encoder(x).transpose(1, 2)
-        steps, frames = self.encoder.steps(), x.shape[2] // self.config.hop
-        return torch.stack(
-            [torch.cat([run(steps, item.t(), out, start=0, total=x.shape[2]) for out in self._chunks(frames)]) for item in x]
-        )
+        return run(self.encoder.chain(), x, piece=x.shape[2]).transpose(1, 2)
 
     def decode_vectors(self, vectors: Tensor, noise: NoiseSource | None = None) -> Tensor:
         """Decode vectors `(b, frames, c)` to sound `(b, 1, frames * hop)`, without noise where none is given."""
-        if not self._in_pieces(vectors):
-            return self.decoder(vectors.transpose(1, 2), noise)
-        hop, out = self.config.hop, vectors.new_empty(len(vectors), 1, vectors.shape[1] * self.config.hop)
-        for i, item in enumerate(vectors):
-            own = None if noise is None else _column(noise, i)
-            steps = self.decoder.steps(own)
-            for start, end in self._chunks(len(item)):
-                sound = run(steps, item, Stretch(start * hop, end * hop), start=0, total=len(item))
-                out[i, 0, start * hop : end * hop] = sound[:, 0].tanh_()
-        return out
+        return run(self.decoder.chain(noise), vectors.transpose(1, 2), piece=vectors.shape[1])
 
     def _decode(
         self,
@@ -575,7 +516,8 @@ class Snac(Tokenizer):
         Raises:
             ValueError: a seed that is no int, or noise of other shapes.
         """
-        return self.decode_vectors(self.quantizer.decode(tokens.data).to(self.dtype), self._noise(tokens, seed, noise))
+        chain = self._decoder(self._noise(tokens, seed, noise))
+        return run(chain, tokens.data.transpose(1, 2), piece=_PIECE // self.config.level_strides[0])
 
     def _noise(self, tokens: Tokens, seed: int | list[int], noise: bool | tuple[Tensor, ...]) -> NoiseSource | None:
         name = f"{self.info.name}.decode"
@@ -608,96 +550,27 @@ class Snac(Tokenizer):
         return _rename_public(tensors, config)
 
 
-class SnacStream(Stream):
-    """Codes as soon as what they depend on is there, and sound likewise; what is still needed is kept, and nothing else.
-
-    Every call computes the neighbours of what it gives anew, so chunks of a second or more are the cheapest.
-    """
+class SnacStream(CodecStream):
+    """Codes as soon as what they depend on is there, and sound likewise."""
 
     tok: Snac
 
     def __init__(self, tok: Snac, *, depth: int | None, seed: int | list[int], noise: bool) -> None:
-        super().__init__(tok)
-        self._depth, self._seed, self._noise = depth, seed, noise
-        self._sound: Tensor | None = None  # (b, s) from sample `_sound_start` on
-        self._vectors: Tensor | None = None  # (b, frames, c) from frame `_vectors_start` on
-        self._sound_start = self._vectors_start = 0
-        self._encoded = self._decoded = 0  # frames
-        self._encoder_steps: list[Step] | None = None
-
-    def _encode(self, x: Tensor, *, last: bool) -> Tensor | None:
-        tok, hop = self.tok, self.tok.config.hop
-        self._sound = x[:, 0] if self._sound is None else torch.cat([self._sound, x[:, 0]], 1)
-        taken, multiple = self._sound_start + self._sound.shape[1], tok.config.frame_multiple
-        if last:
-            total = tok._legal_size((taken,))[0]
-            self._sound = F.pad(self._sound, (0, total - taken))
-            ready = total // hop
-        else:
-            total, ready = _ENDLESS, self._ready(tok.config.encoder_geometry(), self._encoded, taken, taken // hop, 1)
-        if ready <= self._encoded:
-            return None
-        self._encoder_steps = steps = self._encoder_steps or tok.encoder.steps()
-        parts, levels = [], tok._levels_of(self._depth)
-        for start, end in tok._chunks(ready - self._encoded):
-            out = Stretch(self._encoded + start, self._encoded + end)
-            rows = [run(steps, item[:, None], out, start=self._sound_start, total=total) for item in self._sound]
-            parts.append(tok.quantizer.encode(torch.stack(rows), levels=levels))
-        self._encoded = ready
-        keep = max(0, needed(steps, Stretch(ready, ready + multiple)).start) - self._sound_start
-        self._sound, self._sound_start = self._sound[:, keep:].clone(), self._sound_start + keep
-        return torch.cat(parts, 1)
+        super().__init__(tok, encoder=tok._coder(depth), decoder=Chain([]), multiple=tok.info.size_multiple)
+        self.seed, self.noise = seed, noise
 
     def _decode(self, tokens: Tokens | None, *, last: bool) -> Tensor | None:
-        tok, hop = self.tok, self.tok.config.hop
-        if tokens is not None:
-            vectors = tok.quantizer.decode(tokens.data).to(tok.dtype)
-            self._vectors = vectors if self._vectors is None else torch.cat([self._vectors, vectors], 1)
-        if self._vectors is None:
-            return None
-        b, taken, multiple = len(self._vectors), self._vectors_start + self._vectors.shape[1], tok.config.frame_multiple
-        if last and taken % multiple:
-            frames = tok.config.level_strides[0]
-            name, found = f"{tok.info.name}.stream.decode", taken // frames
-            raise ValueError(f"{name}: {found} positions in all. Needed: a multiple of {multiple // frames}, as encode() gives.")
-        total = taken if last else _ENDLESS
-        ready = taken if last else self._ready(tok.config.decoder_geometry(), self._decoded, taken, taken, hop)
-        if ready <= self._decoded:
-            return None
-        source: NoiseSource | None = None
-        if self._noise and tok.config.noise:
-            source = PositionNoise(_seeds(f"{tok.info.name}.stream", self._seed, b), device=tok.device, dtype=tok.dtype)
-        parts = self._vectors.new_empty(b, 1, (ready - self._decoded) * hop)
-        for i, item in enumerate(self._vectors):
-            steps = tok.decoder.steps(None if source is None else _column(source, i))
-            for start, end in tok._chunks(ready - self._decoded):
-                out = Stretch((self._decoded + start) * hop, (self._decoded + end) * hop)
-                sound = run(steps, item, out, start=self._vectors_start, total=total)
-                parts[i, 0, start * hop : end * hop] = sound[:, 0].tanh_()
-        self._decoded = ready
-        keep = max(0, needed(tok.config.decoder_geometry(), Stretch(ready * hop, ready * hop + 1)).start) - self._vectors_start
-        self._vectors, self._vectors_start = self._vectors[:, keep:].clone(), self._vectors_start + keep
-        return parts
-
-    def _ready(self, chain: list[Geometry], done: int, taken: int, most: int, step: int) -> int:
-        """Frames whose results depend on nothing beyond `taken`; `step` outputs belong to a frame."""
-        multiple, frames = self.tok.config.frame_multiple, done
-        while frames + multiple <= most and needed(chain, Stretch(done * step, (frames + multiple) * step)).end <= taken:
-            frames += multiple
-        return frames
+        tok, found = self.tok, self.decoded + (0 if tokens is None else tokens.positions[0])
+        if tokens is not None and not self.decoded:  # now the number of items is known, each of which may have its seed
+            self.decoder = tok._decoder(tok._noise(tokens, self.seed, self.noise))
+        multiple = tok.config.frame_multiple // tok.config.level_strides[0]
+        if last and found % multiple:
+            name = f"{tok.info.name}.stream.decode"
+            raise ValueError(f"{name}: {found} positions in all. Needed: a multiple of {multiple}, as encode() gives.")
+        return super()._decode(tokens, last=last)
 
 
 # -- noise -------------------------------------------------------------------------------------------------------------------------
-
-
-def _column(noise: NoiseSource, item: int) -> NoiseSource:
-    """Noise of one item."""
-
-    def one(block: int, positions: Stretch) -> Tensor:
-        columns = noise(block, positions)
-        return columns[:, min(item, columns.shape[1] - 1), None]
-
-    return one
 
 
 def _seeds(name: str, seed: int | list[int], batch: int) -> list[int]:

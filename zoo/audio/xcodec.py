@@ -23,8 +23,9 @@ from torch import Tensor
 
 from zoo.checkpoint import weight_norm_keys
 from zoo.config import Config
-from zoo.layers.audio_chunks import Chain, ElementStep, fold_weight_norm, run
 from zoo.layers.dac_steps import dac_decoder_steps, dac_encoder_steps
+from zoo.layers.pieces import Chain, ElementStep, run
+from zoo.layers.weight_norm import fold_weight_norm
 from zoo.quantizers.base import exact_math, working_dtype
 from zoo.quantizers.search import nearest, search_table
 from zoo.registry import Entry

@@ -1,4 +1,4 @@
-"""The convolution networks of the Descript Audio Codec as steps on pieces (`zoo.layers.audio_chunks`) of the library's modules.
+"""The convolution networks of the Descript Audio Codec as steps on pieces (`zoo.layers.pieces`) of the library's modules.
 
 Paper: Kumar et al., "High-Fidelity Audio Compression with Improved RVQGAN", arXiv 2306.06546. The modules are the encoder and the
 decoder of transformers' `DacModel`, weight normalisation folded; other codecs are built around them.
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from zoo.layers.audio_chunks import Chain, ConvStep, ElementStep, ResidualStep, Step, TransposeStep, snake
+from zoo.layers.activations import snake
+from zoo.layers.pieces import Chain, ElementStep, ResidualStep, Step, TransposeStep, same_step
 
 __all__ = ["dac_decoder_steps", "dac_encoder_steps"]
 
@@ -24,37 +25,32 @@ class _Bend:
         return snake(x, self.module.alpha)
 
 
-def _same(conv: nn.Conv1d) -> ConvStep:
-    """A convolution padded with zeros as the module says."""
-    return ConvStep(conv, left=conv.padding[0], right=conv.padding[0])
-
-
 def _units(block: nn.Module) -> Iterator[Step]:
     for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
-        steps = [ElementStep(_Bend(unit.snake1)), _same(unit.conv1), ElementStep(_Bend(unit.snake2)), ElementStep(unit.conv2)]
+        steps = [ElementStep(_Bend(unit.snake1)), same_step(unit.conv1), ElementStep(_Bend(unit.snake2)), ElementStep(unit.conv2)]
         yield ResidualStep(Chain(steps))
 
 
 def dac_encoder_steps(net: nn.Module) -> Iterator[Step]:
     """Samples `(b, 1, s)` to latents `(b, c, n)`."""
-    yield _same(net.conv1)
+    yield same_step(net.conv1)
     for block in net.block:
         yield from _units(block)
         yield ElementStep(_Bend(block.snake1))
-        yield _same(block.conv1)
+        yield same_step(block.conv1)
     yield ElementStep(_Bend(net.snake1))
-    yield _same(net.conv2)
+    yield same_step(net.conv2)
 
 
 def dac_decoder_steps(net: nn.Module) -> Iterator[Step]:
     """Latents `(b, c, n)` to samples, with the output padding of the transposed convolutions; the tanh only where there is one."""
-    yield _same(net.conv1)
+    yield same_step(net.conv1)
     for block in net.block:
         cut = block.conv_t1.padding[0]
         yield ElementStep(_Bend(block.snake1))
         yield TransposeStep(block.conv_t1, trim_left=cut, trim_right=cut - block.conv_t1.output_padding[0])
         yield from _units(block)
     yield ElementStep(_Bend(net.snake1))
-    yield _same(net.conv2)
+    yield same_step(net.conv2)
     if isinstance(net.tanh, nn.Tanh):
         yield ElementStep(torch.tanh)

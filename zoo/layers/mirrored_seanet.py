@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.layers.audio_chunks import elu, fold_weight_norm
-from zoo.layers.snake import Snake
+from zoo.layers.activations import Snake, elu
+from zoo.layers.weight_norm import fold_weight_norm
 
 __all__ = ["SeanetSizes", "rename_codebooks", "seanet_decoder", "seanet_encoder", "seanet_names"]
 

@@ -1,363 +1,399 @@
-"""Convolution networks on pieces of a long signal: exact, in memory that does not grow, and fast on a CPU.
+"""Networks of audio codecs on pieces of a signal of any length: exact, at constant memory, with no work done twice.
 
-A `Piece` is a stretch of a signal with time first, `(n, c)`. A step turns a piece into the piece of its output that the input
-settles: at a true end of the signal it pads with zeros as the whole network does, inside it gives fewer positions. So a chain of
-steps on a piece gives the numbers of the whole signal, wherever it was cut, and little is computed only to be thrown away.
-`needed` walks a chain backwards to find the input that an output wants.
+A network is written as a `Chain` of steps that read the ordinary modules, and one chain serves one signal (or a batch of them side
+by side). `push` takes the next stretch `(b, c, t)` and gives the stretch of the output that no later input can change; at `last` it
+pads as the whole network pads and gives the rest. What overlaps is decided by the receptive field, layer by layer: each step keeps
+the inputs that later outputs need, the last ones of a convolution, the last frames of a transposed one, the state of an LSTM, an
+unfinished window. So joined pieces are the output of the whole signal, wherever it is cut: at once for causal networks, after a
+stated lookahead for others (`Step.later`).
 
-With time first a convolution of kernel 2s and stride s, either way, is two matrix products; a depthwise convolution reads whole
-rows; and the Snake between them is taken a few hundred rows at a time, while they are in the cache. Steps read the parameters of
-the ordinary modules when they are made; they carry no gradient.
+    chain = Chain([ConvStep(conv, left=6), ElementStep(elu), TransposeStep(up, trim_right=4)])
+    y = run(chain, x, piece=8192)              # whole signal, memory of one piece
+    part = chain.push(x[..., :100])            # or a stream; None while nothing is settled
+    rest = chain.push(x[..., 100:], last=True)
+
+A family builds fresh chains for each call (a few microseconds a module), with its quantizer as the last step of the encoder and its
+codebooks as the first of the decoder, runs them with `run` in `_encode` and `_decode`, and returns a `CodecStream` from `_stream`.
+Gradients flow where they are wanted; values are overwritten only where they are not.
+
+Memory may hold time first or channels first; shapes are the same. Depthwise convolutions and what follows them keep time first, in
+which whole rows of channels are filtered, about twice as fast on a CPU.
 """
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from fractions import Fraction
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.layers.snake import Snake
+from zoo.layers.activations import may_overwrite
 
 __all__ = [
-    "Attend",
-    "Bend",
-    "Conv",
-    "Depthwise",
-    "Down",
-    "Downsample",
-    "Geometry",
-    "Piece",
-    "Pointwise",
-    "Same",
-    "SnakeUnit",
+    "Chain",
+    "ConvStep",
+    "ElementStep",
+    "LSTMStep",
+    "ResidualStep",
     "Step",
-    "Stretch",
-    "Up",
-    "Upsample",
-    "Windows",
-    "WithNoise",
-    "needed",
+    "TransposeStep",
+    "WindowStep",
     "run",
+    "same_step",
 ]
 
-_IN_CACHE = 1 << 17  # numbers of a tile: half a megabyte of float32
-_SMALL = 64  # a product with an inner size below this is made in one, whatever it copies
+Mode = Literal["constant", "reflect", "replicate"]
 
 
-class Stretch(NamedTuple):
-    """Positions `start <= p < end`."""
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Join `(b, c, t)` over time, time first in memory where the last part is."""
+    if len(parts) == 1:
+        return parts[0]
+    if parts[-1].stride(1) == 1:
+        return torch.cat([part.transpose(1, 2) for part in parts], 1).transpose(1, 2)
+    return torch.cat(parts, 2)
 
-    start: int
-    end: int
 
+class Step(ABC):
+    """One layer that takes a signal in pieces. `rate` is output over input length."""
 
-class Piece(NamedTuple):
-    """Rows `(n, c)` of positions `start..start + n` of a signal of `total` positions."""
+    rate: Fraction = Fraction(1)
 
-    rows: Tensor
-    start: int
-    total: int
+    @abstractmethod
+    def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
+        """Take the next stretch `(b, c, t)` (None where there is none) and give what is settled of the output, or None."""
 
-    @property
-    def end(self) -> int:
-        return self.start + len(self.rows)
+    def later(self) -> Fraction:
+        """How much later input an output may depend on, in input positions."""
+        return Fraction(0)
 
-    def padded(self, left: int, right: int) -> tuple[Tensor, int]:
-        """Add zeros beyond the true ends of the signal; also gives the first position that has `left` rows before it."""
-        before = left if self.start == 0 else 0
-        after = right if self.end == self.total else 0
-        rows = F.pad(self.rows, (0, 0, before, after)) if before or after else self.rows
-        return rows, self.start + left - before
 
+class ElementStep(Step):
+    """A function of each position alone, `(b, c, t)` to `(b, c', t)`."""
 
-class Geometry:
-    """Which input an output depends on; `rate` is output positions per input position, as (numerator, denominator)."""
-
-    rate: tuple[int, int] = (1, 1)
-
-    def needs(self, out: Stretch) -> Stretch:
-        """Give the input that these outputs depend on; it may reach beyond the signal."""
-        raise NotImplementedError
-
-
-class Same(Geometry):
-    """Every output sees `reach` positions to each side."""
-
-    def __init__(self, reach: int) -> None:
-        self.reach = reach
-
-    def needs(self, out: Stretch) -> Stretch:
-        return Stretch(out.start - self.reach, out.end + self.reach)
-
-
-class Down(Geometry):
-    """Kernel 2s, stride s, padding of half the stride rounded up."""
-
-    def __init__(self, stride: int) -> None:
-        self.stride, self.pad = stride, -(-stride // 2)
-        self.rate = (1, stride)
-
-    def needs(self, out: Stretch) -> Stretch:
-        return Stretch(out.start * self.stride - self.pad, (out.end + 1) * self.stride - self.pad)
-
-
-class Up(Geometry):
-    """The transpose of `Down`, with exactly s outputs for an input."""
-
-    def __init__(self, stride: int) -> None:
-        self.stride, self.pad = stride, -(-stride // 2)
-        self.rate = (stride, 1)
-
-    def needs(self, out: Stretch) -> Stretch:
-        return Stretch((out.start + self.pad) // self.stride - 1, (out.end - 1 + self.pad) // self.stride + 1)
-
-
-class Windows(Geometry):
-    """Windows of a fixed size, one beside the other, see only themselves."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def needs(self, out: Stretch) -> Stretch:
-        return Stretch(out.start // self.size * self.size, -(-out.end // self.size) * self.size)
-
-
-def needed(chain: Sequence[Geometry], out: Stretch) -> Stretch:
-    """Give the input of a chain that an output depends on; it may reach beyond the signal."""
-    for step in reversed(chain):
-        out = step.needs(out)
-    return out
-
-
-def run(steps: Sequence["Step"], signal: Tensor, out: Stretch, *, start: int, total: int) -> Tensor:
-    """Compute a stretch of a chain's output.
-
-    Args:
-        steps: the chain.
-        signal: rows `(n, c)` of the input from position `start` on; all that `needed` asks for.
-        out: positions of the output.
-        start: position of the first row.
-        total: positions of the whole input.
-
-    Returns:
-        `(out.end - out.start, channels)`.
-    """
-    low, high = needed(steps, out)
-    low, high = max(low, 0), min(high, total)
-    piece = Piece(signal[low - start : high - start], low, total)
-    for step in steps:
-        piece = step(piece)
-    assert piece.start <= out.start, "the input began later than `needed` says"
-    assert piece.end >= out.end, "the input ended earlier than `needed` says"
-    return piece.rows[out.start - piece.start : out.end - piece.start]
-
-
-class Step(Geometry):
-    """A step that computes."""
-
-    def __call__(self, piece: Piece) -> Piece:
-        raise NotImplementedError
-
-
-def _tiles(length: int, channels: int) -> range:
-    return range(0, length, max(64, _IN_CACHE // channels))
-
-
-class _Bent:
-    """Snake with its constants at hand, in place."""
-
-    def __init__(self, snake: Snake) -> None:
-        self.alpha = snake.alpha.detach().flatten()
-        self.inverse = snake.inverse().detach().flatten()
-
-    def __call__(self, rows: Tensor, out: Tensor, room: Tensor) -> None:
-        """Write the Snake of `rows` to `out`, which may be `rows`; `room` is memory of the same shape."""
-        torch.mul(rows, self.alpha, out=room)
-        room.sin_()
-        room.mul_(room)
-        torch.addcmul(rows, room, self.inverse, out=out)
-
-
-class Bend(Same, Step):
-    """Snake."""
-
-    def __init__(self, snake: Snake) -> None:
-        super().__init__(0)
-        self.bent = _Bent(snake)
-
-    def __call__(self, piece: Piece) -> Piece:
-        rows = piece.rows
-        out, tiles = torch.empty_like(rows), _tiles(*rows.shape)
-        room = rows.new_empty(tiles.step, rows.shape[1])
-        for at in tiles:
-            part = rows[at : at + tiles.step]
-            self.bent(part, out[at : at + tiles.step], room[: len(part)])
-        return piece._replace(rows=out)
-
-
-class Conv(Same, Step):
-    """A dense convolution with as many outputs as inputs."""
-
-    def __init__(self, conv: nn.Conv1d) -> None:
-        self.kernel, self.dilation = conv.kernel_size[0], conv.dilation[0]
-        super().__init__(self.dilation * (self.kernel - 1) // 2)
-        self.weight, self.bias = conv.weight.detach(), _bias(conv)
-        self.taps = self.weight.permute(2, 1, 0).contiguous()  # (k, c_in, c_out)
-
-    def __call__(self, piece: Piece) -> Piece:
-        rows, start = piece.padded(self.reach, self.reach)
-        n = len(rows) - 2 * self.reach
-        k, c_in, c_out = self.taps.shape
-        shifts = [slice(i * self.dilation, i * self.dilation + n) for i in range(k)]
-        if c_in * k <= _SMALL:
-            side_by_side = torch.cat([rows[shift] for shift in shifts], 1)
-            out = torch.addmm(self.bias, side_by_side, self.taps.flatten(0, 1))
-        elif c_out * k <= _SMALL:
-            each = rows @ self.taps.transpose(0, 1).reshape(c_in, k * c_out)
-            out = self.bias.expand(n, c_out).clone()
-            for i, shift in enumerate(shifts):
-                out += each[shift, i * c_out : (i + 1) * c_out]
-        else:
-            out = torch.addmm(self.bias, rows[shifts[0]], self.taps[0])
-            for shift, tap in zip(shifts[1:], self.taps[1:], strict=True):
-                out.addmm_(rows[shift], tap)
-        return Piece(out, start, piece.total)
-
-
-class Pointwise(Same, Step):
-    """A convolution of kernel 1."""
-
-    def __init__(self, conv: nn.Conv1d) -> None:
-        super().__init__(0)
-        self.weight, self.bias = conv.weight.detach()[..., 0].t(), _bias(conv)
-
-    def __call__(self, piece: Piece) -> Piece:
-        return piece._replace(rows=torch.addmm(self.bias, piece.rows, self.weight))
-
-
-class Depthwise(Same, Step):
-    """One filter for each channel, as many outputs as inputs."""
-
-    def __init__(self, conv: nn.Conv1d) -> None:
-        self.dilation, channels = conv.dilation[0], conv.in_channels
-        super().__init__(self.dilation * (conv.kernel_size[0] - 1) // 2)
-        self.weight = conv.weight.detach()[:, :, None].contiguous(memory_format=torch.channels_last)
-        self.bias, self.groups = _bias(conv), channels
-
-    def inside(self, rows: Tensor) -> Tensor:
-        """Filter `(n + 2 reach, c)` to `(n, c)`."""
-        image = rows.t()[None, :, None]  # a picture of one line, channels last
-        return F.conv2d(image, self.weight, self.bias, dilation=(1, self.dilation), groups=self.groups)[0, :, 0].t()
-
-    def __call__(self, piece: Piece) -> Piece:
-        rows, start = piece.padded(self.reach, self.reach)
-        return Piece(self.inside(rows), start, piece.total)
-
-
-class SnakeUnit(Same, Step):
-    """x + pointwise(snake(conv(snake(x)))), a few hundred rows at a time."""
-
-    def __init__(self, first: Snake, conv: nn.Conv1d, second: Snake, pointwise: nn.Conv1d) -> None:
-        self.first, self.second = _Bent(first), _Bent(second)
-        self.conv: Depthwise | Conv = Conv(conv) if conv.groups == 1 else Depthwise(conv)
-        super().__init__(self.conv.reach)
-        self.weight, self.bias = pointwise.weight.detach()[..., 0].t(), _bias(pointwise)
-
-    def __call__(self, piece: Piece) -> Piece:
-        rows, reach = piece.rows, self.reach
-        low = 0 if piece.start == 0 else piece.start + reach
-        high = piece.total if piece.end == piece.total else piece.end - reach
-        out = rows.new_empty(high - low, rows.shape[1])
-        tiles = _tiles(*out.shape)
-        bent, room = (rows.new_empty(tiles.step + 2 * reach, rows.shape[1]) for _ in range(2))
-        for at in tiles:
-            first, last = low + at, min(low + at + tiles.step, high)  # positions of the signal
-            before, after = max(first - reach, 0), min(last + reach, piece.total)
-            part = rows[before - piece.start : after - piece.start]
-            inside = bent[: len(part)]
-            self.first(part, inside, room[: len(part)])
-            filtered = self.conv(Piece(inside, before, piece.total))
-            middle = filtered.rows[first - filtered.start : last - filtered.start]
-            self.second(middle, middle, room[: last - first])
-            target = out[at : at + last - first]
-            torch.addmm(rows[first - piece.start : last - piece.start], middle, self.weight, out=target)
-            target.add_(self.bias)
-        return Piece(out, low, piece.total)
-
-
-class Downsample(Down, Step):
-    """A convolution of kernel 2s and stride s."""
-
-    def __init__(self, conv: nn.Conv1d) -> None:
-        super().__init__(conv.stride[0])
-        weight = conv.weight.detach().permute(2, 1, 0).reshape(2, -1, conv.out_channels)  # (2, s * c_in, c_out)
-        self.early, self.late, self.bias = weight[0], weight[1], _bias(conv)
-
-    def __call__(self, piece: Piece) -> Piece:
-        s, pad = self.stride, self.pad
-        first = 0 if piece.start == 0 else -(-(piece.start + pad) // s)
-        last = piece.total // s if piece.end == piece.total else (piece.end + pad) // s - 1
-        low, high = self.needs(Stretch(first, last))
-        inside = piece.rows[max(low, piece.start) - piece.start : min(high, piece.end) - piece.start]
-        rows = F.pad(inside, (0, 0, max(-low, 0), max(high - piece.total, 0)))
-        blocks = rows.reshape(last - first + 1, -1)  # s rows side by side
-        out = torch.addmm(self.bias, blocks[:-1], self.early).addmm_(blocks[1:], self.late)
-        return Piece(out, first, piece.total // s)
-
-
-class Upsample(Up, Step):
-    """A transposed convolution of kernel 2s and stride s."""
-
-    def __init__(self, conv: nn.ConvTranspose1d) -> None:
-        super().__init__(conv.stride[0])
-        weight = conv.weight.detach().permute(0, 2, 1)  # (c_in, 2s, c_out)
-        self.early = weight[:, : self.stride].reshape(conv.in_channels, -1)
-        self.late = weight[:, self.stride :].reshape(conv.in_channels, -1)
-        self.bias = _bias(conv)
-
-    def __call__(self, piece: Piece) -> Piece:
-        s, rows = self.stride, piece.rows
-        # Block i of s outputs takes the early taps of input i and the late taps of input i - 1.
-        out = torch.empty(len(rows) + 1, self.early.shape[1], dtype=rows.dtype, device=rows.device)
-        torch.addmm(self.bias.repeat(s), rows, self.early, out=out[:-1])
-        out[-1] = self.bias.repeat(s)
-        out[1:].addmm_(rows, self.late)
-        first = piece.start * s - self.pad  # position of the first row of block `piece.start`
-        low = 0 if piece.start == 0 else first + s
-        high = piece.total * s if piece.end == piece.total else first + len(rows) * s
-        return Piece(out.view(-1, len(self.bias))[low - first : high - first], low, piece.total * s)
-
-
-class WithNoise(Same, Step):
-    """x + noise * pointwise(x), a few hundred rows at a time; `noise` gives `(n, 1)` of absolute positions."""
-
-    def __init__(self, pointwise: nn.Conv1d, noise: Callable[[Stretch], Tensor]) -> None:
-        super().__init__(0)
-        self.weight, self.noise = pointwise.weight.detach()[..., 0].t(), noise
-
-    def __call__(self, piece: Piece) -> Piece:
-        rows, noise = piece.rows, self.noise(Stretch(piece.start, piece.end))
-        out, tiles = torch.empty_like(rows), _tiles(*rows.shape)
-        for at in tiles:
-            here = slice(at, at + tiles.step)
-            torch.mm(rows[here], self.weight, out=out[here])
-            out[here].mul_(noise[here]).add_(rows[here])
-        return piece._replace(rows=out)
-
-
-class Attend(Windows, Step):
-    """Any function of whole windows, `(n, c)` to `(n, c)`."""
-
-    def __init__(self, size: int, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(size)
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
 
-    def __call__(self, piece: Piece) -> Piece:
-        first = -(-piece.start // self.size) * self.size
-        last = piece.end // self.size * self.size
-        return piece._replace(rows=self.function(piece.rows[first - piece.start : last - piece.start]), start=first)
+    def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
+        return None if x is None else self.function(x)
 
 
-def _bias(conv: nn.Conv1d | nn.ConvTranspose1d) -> Tensor:
-    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+class WindowStep(Step):
+    """A function of whole windows side by side, `(b, c, n * size)` to `(b, c', n * size * rate)`.
+
+    Args:
+        size: positions of a window.
+        function: of any number of windows.
+        rate: output over input length.
+
+    Raises (on the last push):
+        ValueError: a signal that ends within a window.
+    """
+
+    def __init__(self, size: int, function: Callable[[Tensor], Tensor], *, rate: Fraction = Fraction(1)) -> None:
+        self.size, self.function, self.rate = size, function, rate
+        self.begun: Tensor | None = None  # of the window that is not whole
+
+    def later(self) -> Fraction:
+        return Fraction(self.size - 1)
+
+    def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
+        parts = [part for part in (self.begun, x) if part is not None]
+        if not parts:
+            return None
+        x = joined(parts)
+        rest = x.shape[2] % self.size
+        if last and rest:
+            raise ValueError(f"WindowStep: the signal ends {rest} positions into a window of {self.size}. Needed: whole windows.")
+        whole = x.shape[2] - rest
+        self.begun = x[..., whole:].clone() if rest else None
+        return self.function(x[..., :whole]) if whole else None
+
+
+class ConvStep(Step):
+    """A convolution (dilated, strided, grouped) with padding on both sides; the module's own padding is not used.
+
+    Args:
+        conv: the module with the weights.
+        left, right: padding at the two ends of the whole signal.
+        mode: what is padded: zeros, the signal mirrored without its end ("reflect"), or its end repeated ("replicate").
+        whole_strides: at the end pad also up to a multiple of the stride, as the SEANet codecs do.
+
+    Raises:
+        ValueError: a kernel shorter than its stride, which no codec has.
+    """
+
+    def __init__(
+        self, conv: nn.Conv1d, *, left: int = 0, right: int = 0, mode: Mode = "constant", whole_strides: bool = False
+    ) -> None:
+        self.conv, self.left, self.right, self.mode, self.whole_strides = conv, left, right, mode, whole_strides
+        self.stride = conv.stride[0]
+        self.span = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1
+        if self.span < self.stride:
+            raise ValueError(f"ConvStep: a kernel of {self.span} with stride {self.stride}. Needed: at least the stride.")
+        self.rate = Fraction(1, self.stride)
+        self.most = max(left, right + (self.stride - 1 if whole_strides else 0)) + 1  # inputs that a mirrored end may show
+        self.seen = 0
+        self.recent: Tensor | None = None  # last inputs, for the padding of the end
+        self.held: Tensor | None = None  # padded inputs that later windows need; None before the start is padded
+
+    def later(self) -> Fraction:
+        return Fraction(max(0, self.span - 1 - self.left))
+
+    def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
+        if x is None and not last:
+            return None
+        if x is not None:
+            self.seen += x.shape[2]
+            if self.mode != "constant" or self.held is None:
+                self.recent = x if self.recent is None else joined([self.recent, x])
+        recent = self.recent
+        if recent is None and self.held is None:
+            return None
+        extra = -self.seen % self.stride if self.whole_strides else 0
+        right = self.right + extra if last else 0
+        if self.held is None:
+            assert recent is not None
+            if self.mode == "reflect" and self.seen <= self.left and not last:
+                return None
+            self.held = joined([self._start(recent, right), recent]) if self.left else recent
+        elif x is not None:
+            self.held = joined([self.held, x]) if self.held.shape[2] else x
+        if right:
+            self.held = joined([self.held, self._end(right)])
+        if self.mode != "constant" and recent is not None:
+            self.recent = recent[..., -self.most :].clone()
+        else:
+            self.recent = None
+        return self._windows()
+
+    def _windows(self) -> Tensor | None:
+        """Convolve all whole windows of what is held, and keep what later ones need."""
+        held, conv = self.held, self.conv
+        assert held is not None
+        count = (held.shape[2] - self.span) // self.stride + 1
+        if count < 1:
+            return None
+        used = (count - 1) * self.stride + self.span
+        x = held[..., :used]
+        if conv.groups == conv.in_channels == conv.out_channels > 1:
+            y = self._depthwise(x)
+        else:
+            y = F.conv1d(x, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+        self.held = held[..., count * self.stride :].clone()  # a copy lets the piece go
+        return y
+
+    def _depthwise(self, x: Tensor) -> Tensor:
+        """Filter each channel by itself, as a picture of one line with its channels last."""
+        conv = self.conv
+        line = x[:, :, None].contiguous(memory_format=torch.channels_last)
+        weight = conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
+        return F.conv2d(line, weight, conv.bias, (1, self.stride), 0, (1, conv.dilation[0]), conv.groups)[:, :, 0]
+
+    def _start(self, x: Tensor, right: int) -> Tensor:
+        """Padding before the first input."""
+        if self.mode == "constant":
+            return x.new_zeros(*x.shape[:2], self.left)
+        if self.mode == "replicate":
+            return x[..., :1].expand(-1, -1, self.left)
+        seen = self._enough(x, right)[..., : self.left + 1]
+        return F.pad(seen, (self.left, 0), mode="reflect")[..., : self.left]
+
+    def _end(self, right: int) -> Tensor:
+        """Padding after the last input."""
+        held, x = self.held, self.recent
+        assert held is not None
+        if self.mode == "constant":
+            return held.new_zeros(*held.shape[:2], right)
+        assert x is not None
+        if self.mode == "replicate":
+            return x[..., -1:].expand(-1, -1, right)
+        x = x[..., -self.most :]
+        known = x.shape[2]
+        return F.pad(self._enough(x, right), (0, right), mode="reflect")[..., known : known + right]
+
+    def _enough(self, x: Tensor, right: int) -> Tensor:
+        """A signal too short to be mirrored gets zeros behind it first."""
+        return F.pad(x, (0, max(0, max(self.left, right) + 1 - x.shape[2])))
+
+
+def same_step(conv: nn.Conv1d) -> ConvStep:
+    """A convolution padded with zeros as the module says."""
+    return ConvStep(conv, left=conv.padding[0], right=conv.padding[0])
+
+
+class TransposeStep(Step):
+    """A transposed convolution whose whole output is cut at both ends; the module's own padding is not used.
+
+    Args:
+        conv: the module with the weights.
+        trim_left, trim_right: so many outputs of (t - 1) * stride + kernel are cut at the ends of the whole signal.
+
+    Raises:
+        ValueError: a cut at the end that reaches into what the frame before the last has settled.
+    """
+
+    def __init__(self, conv: nn.ConvTranspose1d, *, trim_left: int = 0, trim_right: int = 0) -> None:
+        self.conv, self.trim_left, self.trim_right = conv, trim_left, trim_right
+        self.stride = conv.stride[0]
+        self.span = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1
+        if not 0 <= trim_right <= self.span - self.stride:
+            allowed = f"0..{self.span - self.stride}, kernel less stride"
+            raise ValueError(f"TransposeStep: trim_right={trim_right}. Allowed: {allowed}.")
+        self.rate = Fraction(self.stride)
+        self.context = (self.span - 1) // self.stride
+        self.doubled = conv.kernel_size[0] == 2 * self.stride and conv.groups == conv.dilation[0] == 1
+        self.frames = 0
+        self.given = trim_left  # next position of the whole output
+        self.before: Tensor | None = None
+        self.taps: Tensor | None = None  # weights of the product
+
+    def later(self) -> Fraction:
+        return Fraction(self.trim_left, self.stride)
+
+    def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
+        parts = [part for part in (self.before, x) if part is not None]
+        if not parts or (x is None and not last):
+            return None
+        block = joined(parts)
+        self.frames += 0 if x is None else x.shape[2]
+        first = (self.frames - block.shape[2]) * self.stride
+        end = self.frames * self.stride
+        if last:
+            end = (self.frames - 1) * self.stride + self.span - self.trim_right
+        self.before = block[..., max(0, block.shape[2] - self.context) :].clone() if self.context else None
+        if end <= self.given:
+            return None
+        start, stop = self.given - first, end - first
+        self.given = end
+        if self.doubled and may_overwrite(block, self.conv.weight):
+            return self._product(block, start, stop)
+        conv, right = self.conv, (block.shape[2] - 1) * self.stride + self.span - stop
+        both = min(start, right)  # the module's way to cut, which makes no copy
+        y = F.conv_transpose1d(block, conv.weight, conv.bias, conv.stride, both, 0, conv.groups, conv.dilation)
+        return y[..., start - both : stop - both]
+
+    def _product(self, block: Tensor, start: int, stop: int) -> Tensor:
+        """Outputs `start` to `stop` of a block where the kernel is twice the stride, about twice as fast as the library's kernel.
+
+        One matrix product gives what each frame adds to its own stride of outputs and to the next one's.
+        """
+        conv, s = self.conv, self.stride
+        b, c, t = block.shape
+        low, high = start // s, -(-stop // s)
+        if block.stride(1) == 1:
+            if self.taps is None:
+                self.taps = conv.weight.permute(0, 2, 1).reshape(c, -1)
+            both = torch.matmul(block.transpose(1, 2), self.taps).view(b, t, 2, s, -1)
+            out = both.new_empty(b, high - low, s, both.shape[4])
+        else:
+            both = torch.matmul(conv.weight.flatten(1).t(), block).view(b, -1, 2, s, t).permute(0, 4, 2, 3, 1)
+            out = both.new_empty(b, both.shape[4], high - low, s).permute(0, 2, 3, 1)
+        own, next_ = both[:, :, 0], both[:, :, 1]  # (b, t, s, c), whatever is first in memory
+        first, end = max(low, 1), min(high, t)
+        if end > first:
+            torch.add(own[:, first:end], next_[:, first - 1 : end - 1], out=out[:, first - low : end - low])
+        if low == 0:
+            out[:, 0] = own[:, 0]
+        if high > t:
+            out[:, t - low] = next_[:, t - 1]
+        if conv.bias is not None:
+            out.add_(conv.bias)
+        return out.permute(0, 3, 1, 2).flatten(2)[..., start - low * s : stop - low * s]
+
+
+class LSTMStep(Step):
+    """An LSTM over time with its input added; the state goes on from piece to piece."""
+
+    def __init__(self, lstm: nn.LSTM) -> None:
+        self.lstm = lstm
+        self.state: tuple[Tensor, Tensor] | None = None
+
+    def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
+        if x is None:
+            return None
+        steps = x.permute(2, 0, 1)
+        y, self.state = self.lstm(steps, self.state)
+        return (y + steps).permute(1, 2, 0)
+
+
+class Chain(Step):
+    """Steps one after the other."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = list(steps)
+        for step in self.steps:
+            self.rate = self.rate * step.rate
+
+    def push(self, x: Tensor | None, *, last: bool = False) -> Tensor | None:
+        for step in self.steps:
+            x = step.push(x, last=last)
+            if x is None and not last:
+                return None
+        return x
+
+    def later(self) -> Fraction:
+        total, rate = Fraction(0), Fraction(1)
+        for step in self.steps:
+            total += step.later() / rate
+            rate *= step.rate
+        return total
+
+
+class ResidualStep(Step):
+    """Two branches of the same rate, added.
+
+    Args:
+        main: the branch that may answer later; it ends in a layer, whose output is its own.
+        shortcut: a branch that answers at once; an empty chain passes the input on.
+    """
+
+    def __init__(self, main: Chain, shortcut: Chain | None = None) -> None:
+        self.main, self.shortcut = main, shortcut or Chain([])
+        self.rate = main.rate
+        self.waiting: Tensor | None = None  # of the shortcut
+
+    def later(self) -> Fraction:
+        return self.main.later()
+
+    def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
+        y, new = self.main.push(x, last=last), self.shortcut.push(x, last=last)
+        parts = [part for part in (self.waiting, new) if part is not None]
+        ready, at, kept = 0 if y is None else y.shape[2], 0, []
+        overwrite = y is not None and may_overwrite(y, *parts)
+        if y is not None and not overwrite:
+            y = y + joined(parts)[..., :ready]
+        for part in parts:
+            count = min(part.shape[2], ready - at)
+            if y is not None and overwrite and count:
+                y[..., at : at + count] += part[..., :count]
+            at += count
+            if count < part.shape[2]:
+                kept.append(part[..., count:])
+        self.waiting = joined(kept).clone() if kept else None
+        return y
+
+
+def run(chain: Step, x: Tensor, *, piece: int) -> Tensor:
+    """Give the chain's output of a whole signal `(b, c, t)`, `piece` positions at a time."""
+    if x.shape[2] <= piece:
+        y = chain.push(x, last=True)
+        assert y is not None, "a codec gives at least one position"
+        return y
+    parts: list[Tensor] = []
+    out, filled = None, 0
+    for start in range(0, x.shape[2], piece):
+        y = chain.push(x[..., start : start + piece], last=start + piece >= x.shape[2])
+        if y is None:
+            continue
+        if not may_overwrite(y):
+            parts.append(y)
+            continue
+        if out is None:  # one place for all, since small results between large ones that come and go would scatter the memory
+            out = y.new_empty(*y.shape[:2], math.ceil(x.shape[2] * chain.rate))
+        out[..., filled : filled + y.shape[2]] = y
+        filled += y.shape[2]
+    return torch.cat(parts, 2) if out is None else out[..., :filled]

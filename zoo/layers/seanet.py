@@ -1,4 +1,4 @@
-"""SEANet, the convolution network of EnCodec and Mimi, as steps on pieces (`zoo.layers.audio_chunks`) of the library's modules.
+"""SEANet, the convolution network of EnCodec and Mimi, as steps on pieces (`zoo.layers.pieces`) of the library's modules.
 
 Paper: Tagliasacchi et al., "SEANet: A Multi-modal Speech Enhancement Network", arXiv 2009.02095. The modules are those of
 transformers: convolutions with `.conv`, `.causal` and `.pad_mode` that pad their own end to whole strides, residual blocks with
@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from zoo.layers.audio_chunks import Chain, ConvStep, ElementStep, LSTMStep, ResidualStep, Step, TransposeStep, elu
+from zoo.layers.activations import elu
+from zoo.layers.pieces import Chain, ConvStep, ElementStep, LSTMStep, ResidualStep, Step, TransposeStep
 from zoo.quantizers.base import exact_math, working_dtype
 from zoo.quantizers.search import SearchTable, nearest, search_table
 

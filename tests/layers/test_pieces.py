@@ -11,19 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from zoo.layers.audio_chunks import (
-    Chain,
-    ConvStep,
-    ElementStep,
-    LSTMStep,
-    ResidualStep,
-    TransposeStep,
-    elu,
-    fold_weight_norm,
-    remove_weight_norm,
-    run,
-    snake,
-)
+from zoo.layers.activations import elu, snake
+from zoo.layers.pieces import Chain, ConvStep, ElementStep, LSTMStep, ResidualStep, TransposeStep, WindowStep, run, same_step
+from zoo.layers.weight_norm import fold_weight_norm, remove_weight_norm
 
 CUTS = st.lists(st.integers(1, 13), min_size=1, max_size=12)
 
@@ -108,6 +98,40 @@ def test_a_kernel_of_two_strides_as_a_matrix_product(length, stride, cuts, cut, 
     whole = conv(x)
     y = pieces(TransposeStep(conv, trim_left=cut, trim_right=stride - cut), x, cuts)
     close(y, whole[..., cut : whole.shape[2] - stride + cut])
+
+
+@settings(max_examples=40, deadline=None)
+@given(length=st.integers(1, 40), dilation=st.integers(1, 3), cuts=CUTS, rows=st.booleans(), grad=st.booleans())
+def test_layers_between_depthwise_convolutions_take_memory_of_either_order(length, dilation, cuts, rows, grad):
+    torch.manual_seed(0)
+    conv = nn.Conv1d(4, 4, 5, dilation=dilation, padding=2 * dilation, groups=4).requires_grad_(grad)
+    down, up = nn.Conv1d(4, 4, 4, 2, padding=1), nn.ConvTranspose1d(4, 3, 6, 3)
+    x, alpha = signal(length - length % 2 + 2, 4), torch.rand(1, 4, 1) + 0.5
+    y = F.elu(x + conv(x))
+    y = y + torch.sin(alpha * y) ** 2 / alpha
+    wanted = up(down(y))[..., 1:-2]
+    x = x.transpose(1, 2).contiguous().transpose(1, 2) if rows else x
+    activations = [ElementStep(elu), ElementStep(lambda z: snake(z, alpha))]
+    steps = [ResidualStep(Chain([same_step(conv)])), *activations, same_step(down), TransposeStep(up, trim_left=1, trim_right=2)]
+    close(pieces(Chain(steps), x, cuts), wanted)
+
+
+@settings(max_examples=40, deadline=None)
+@given(windows=st.integers(1, 6), size=st.integers(1, 7), cuts=CUTS)
+def test_whole_windows_come_together(windows, size, cuts):
+    x, seen = signal(windows * size), []
+
+    def mean(part):
+        seen.append(part.shape[2])
+        return part.unflatten(2, (-1, size)).mean(3)
+
+    step = WindowStep(size, mean, rate=Fraction(1, size))
+    close(pieces(step, x, cuts), x.unflatten(2, (-1, size)).mean(3))
+    assert all(n % size == 0 for n in seen)
+    assert step.later() == size - 1
+    if size > 1:
+        with pytest.raises(ValueError, match=f"ends 1 positions into a window of {size}"):
+            pieces(WindowStep(size, mean), signal(windows * size + 1), cuts)
 
 
 @settings(max_examples=30, deadline=None)
