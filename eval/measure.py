@@ -64,7 +64,7 @@ class PointMeter:
         """Score a batch.
 
         Args:
-            reference: originals: pictures, uint8 `(b, 3, h, w)`, or `Sounds`.
+            reference: originals: pictures, uint8 `(b, 3, h, w)`, `Clips` or `Sounds`.
             reconstruction: the same items.
             index: `(b,)` int64 number of each item in the data set.
             failed: `(b,)` boolean, True for items without original or reconstruction.
@@ -72,7 +72,9 @@ class PointMeter:
             rates: bits per pixel, or per second, `(b,)`, for a codec without tokens.
         """
         for scorer in self.scorers.values():
-            if scorer.record.kind == "tokens":
+            if scorer.record.name == "tokens_per_second":
+                scorer.update(_per_second(tokens, reference), index=index, failed=failed)
+            elif scorer.record.kind == "tokens":
                 scorer.update(rates if tokens is None else tokens, index=index, failed=failed)
             else:
                 scorer.update(reference, reconstruction, index=index, failed=failed)
@@ -105,6 +107,13 @@ class PointMeter:
                 index, values = scorer.per_item()
                 numbers, columns[name] = index.tolist(), values.tolist()
         return numbers, columns
+
+
+def _per_second(tokens: Tokens | None, clips: Any) -> Tensor:
+    """Positions over the seconds of each clip, `(b,)` float64."""
+    if tokens is None:
+        raise ValueError("scorer tokens_per_second: there are no tokens to count. Leave it out.")
+    return tokens.counts.double().cpu() / clips.seconds
 
 
 def _mean(parts: list[Tensor]) -> float | None:

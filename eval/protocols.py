@@ -4,6 +4,7 @@
     image-256-v1, image-256x192-v1    the same for other sizes (height x width)
     image-256-adm-v1                  halving with a box filter, then bicubic, centre: ADM and what follows it
     image-256-torchvision-bilinear-v1, image-256-torchvision-bicubic-v1    Resize(256), CenterCrop(256) of torchvision
+    video-128-v1, video-256x192-v1    whole clips at their own frame rate, each frame by the zoo's own rule
     audio-16k-v1, audio-24k-v1        mono recordings at 16,000 or 24,000 samples a second, whole
 
 A protocol never changes: a better rule gets a new version. `Protocol.varied` changes a field and says so in the id.
@@ -26,8 +27,10 @@ __all__ = [
     "AnyProtocol",
     "Protocol",
     "SoundProtocol",
+    "VideoProtocol",
     "default_protocol",
     "default_sound_protocol",
+    "default_video_protocol",
     "get_protocol",
     "noise_seed",
     "prepare",
@@ -209,7 +212,66 @@ class SoundProtocol(_Fixed):
         self._check()
 
 
-AnyProtocol = Protocol | SoundProtocol
+@dataclass(frozen=True, kw_only=True)
+class VideoProtocol(_Fixed):
+    """Everything that fixes a number on clips beside the tokenizer and the data.
+
+    Attributes:
+        id: name with version; equal ids mean equal rules.
+        modality: of the items.
+        size: `(h, w)` of the frames after the crop.
+        resize: filter and library.
+        crop: what is cut.
+        frames: only the first so many of each clip; None for all.
+        frame_rate: of the clips; no frame is left out or repeated.
+        length: of the reconstructions.
+        pictures: how a tokenizer of pictures is applied.
+        signal: how 8-bit values reach the tokenizer.
+        to_uint8: how a reconstruction becomes 8 bits before scoring.
+        reference: what it is compared with.
+        encode: the encoder's mode, not a sample.
+        dtype: of the tokenizer.
+        seed: of decoders that draw noise and of the bootstrap.
+        noise: how a decoder's noise follows from the seed.
+        interval: how confidence intervals are made.
+        decode: options of the decoder, or what a classical codec is and was told. Rows with other options may be compared.
+        scorers: name -> definition of each scorer used, with the SHA-256 of its network.
+    """
+
+    id: str
+    modality: Literal["video"] = "video"
+    size: tuple[int, int]
+    resize: str = "pil-bicubic-antialias"
+    crop: str = "center"
+    frames: int | None = None
+    frame_rate: str = "of the file"
+    length: str = "reconstructions have exactly the frames of the original"
+    pictures: str = "a tokenizer of pictures sees each frame alone"
+    signal: str = "v / 127.5 - 1, float"
+    to_uint8: Literal["round", "truncate"] = "round"
+    reference: str = "cropped originals, 8 bits, frames as PyAV decodes them to RGB"
+    encode: str = "mode"
+    dtype: str = "float32"
+    seed: int = 0
+    noise: str = f"{_NOISE}; a tokenizer of pictures uses that of the clip for each of its frames"
+    interval: str = _INTERVAL
+    decode: Mapping[str, Any] = field(default_factory=dict)
+    scorers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        name = f"VideoProtocol {self.id}"
+        if self.resize != "pil-bicubic-antialias":
+            raise ValueError(f"{name}: resize={self.resize!r}. Allowed: pil-bicubic-antialias.")
+        if self.to_uint8 not in ("round", "truncate"):
+            raise ValueError(f"{name}: to_uint8={self.to_uint8!r}. Allowed: round, truncate.")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"{name}: size={self.size}. Needed: (height, width), each at least 1.")
+        if self.frames is not None and self.frames < 1:
+            raise ValueError(f"{name}: frames={self.frames}. Allowed: at least 1, or None for all.")
+        self._check()
+
+
+AnyProtocol = Protocol | SoundProtocol | VideoProtocol
 
 
 def read_protocol(values: Mapping[str, Any]) -> AnyProtocol:
@@ -218,7 +280,11 @@ def read_protocol(values: Mapping[str, Any]) -> AnyProtocol:
     Raises:
         ValueError: another modality, or as `Protocol.from_dict`.
     """
-    kinds: dict[Any, type[Protocol] | type[SoundProtocol]] = {"image": Protocol, "audio": SoundProtocol}
+    kinds: dict[Any, type[Protocol] | type[SoundProtocol] | type[VideoProtocol]] = {
+        "image": Protocol,
+        "video": VideoProtocol,
+        "audio": SoundProtocol,
+    }
     kind = kinds.get(values.get("modality"))
     if kind is None:
         raise ValueError(f"read_protocol: modality {values.get('modality')!r}. Allowed: {', '.join(kinds)}.")
@@ -307,21 +373,26 @@ def noise_seed(seed: int, number: int) -> int:
 
 
 def get_protocol(name: str) -> Any:
-    """Give a protocol by its id: a `Protocol` for pictures, a `SoundProtocol` for `audio-...`.
+    """Give a protocol by its id: a `Protocol` for pictures, a `VideoProtocol` for `video-...`, a `SoundProtocol` for `audio-...`.
 
     Raises:
         ValueError: no such id, with near matches.
     """
     if name in _SOUND_RATES:
         return SoundProtocol(id=name, sample_rate=_SOUND_RATES[name])
+    clips = re.fullmatch(r"video-([1-9]\d*)(?:x([1-9]\d*))?-v1", name)
+    if clips is not None:
+        return VideoProtocol(id=name, size=(int(clips[1]), int(clips[2] or clips[1])))
     match = re.fullmatch(r"image-([1-9]\d*)(?:x([1-9]\d*))?(?:-([a-z-]+))?-v1", name)
     variant = (match[3] or "") if match else None
     if match is None or variant not in _VARIANTS:
         examples = [f"image-{n}{'-' * bool(v)}{v}-v1" for n in (32, 64, 128, 256, 512) for v in _VARIANTS] + [*_SOUND_RATES]
+        examples += [f"video-{n}-v1" for n in (64, 128, 256)]
         near = ", ".join(difflib.get_close_matches(name, examples, n=3, cutoff=0.3))
         forms = ", ".join(f"image-SIZE{'-' * bool(v)}{v}-v1" for v in _VARIANTS)
         raise ValueError(
-            f"get_protocol: there is no protocol {name!r}. Closest: {near}. Forms: {forms}; SIZE is 256 or 256x192; "
+            f"get_protocol: there is no protocol {name!r}. Closest: {near}. Forms: {forms}, video-SIZE-v1; SIZE is 256 or "
+            f"256x192; "
             f"{', '.join(_SOUND_RATES)}."
         )
     height = int(match[1])
@@ -340,6 +411,18 @@ def default_sound_protocol(name: str, sample_rate: int | None) -> SoundProtocol:
             f"default_sound_protocol: {name} has sample rate {sample_rate}. Choose a protocol: {', '.join(_SOUND_RATES)}."
         )
     return get_protocol(fitting[-1])
+
+
+def default_video_protocol(name: str, native_size: tuple[int, int] | None) -> VideoProtocol:
+    """Give the protocol of clips at a tokenizer's native size.
+
+    Raises:
+        ValueError: the tokenizer has no native size.
+    """
+    if native_size is None:
+        raise ValueError(f"default_video_protocol: {name} has no native size. Choose a protocol, such as video-128-v1.")
+    height, width = native_size
+    return get_protocol(f"video-{height}-v1" if height == width else f"video-{height}x{width}-v1")
 
 
 def default_protocol(name: str, native_size: tuple[int, int] | None) -> Protocol:

@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 
-from eval.protocols import AnyProtocol, default_protocol, default_sound_protocol, get_protocol
+from eval.protocols import AnyProtocol, default_protocol, default_sound_protocol, default_video_protocol, get_protocol
 from eval.rates import Rate, at_rate, check_rates, ladder, parse_rates, rate_text
 from eval.results import Dataset, ItemRow, Result, environment, load_result
 from eval.runner import Runner, batches, evaluation_mode, tensors_sha256
-from eval.scorers import DEFAULT_AUDIO, DEFAULT_IMAGE, RECORDS, check_names
+from eval.scorers import DEFAULT_AUDIO, DEFAULT_IMAGE, DEFAULT_VIDEO, RECORDS, check_names
+from recipes.data.clip_corpus import ClipCorpus, open_clips
 from recipes.data.corpus import Selection, content_hash
 from zoo.tokenizer import Tokenizer
 
@@ -30,8 +31,8 @@ __all__ = ["data_name", "dataset_of", "evaluate", "item_rows", "main", "open_cor
 
 logger = logging.getLogger(__name__)
 _OF_CODES = ("codebook_use", "code_perplexity", "entropy_bits_per_second")
-_NAMES = {"image": "pictures", "audio": "recordings"}
-_DEFAULTS = {"image": DEFAULT_IMAGE, "audio": DEFAULT_AUDIO}
+_NAMES = {"image": "pictures", "video": "clips", "audio": "recordings"}
+_DEFAULTS = {"image": DEFAULT_IMAGE, "video": DEFAULT_VIDEO, "audio": DEFAULT_AUDIO}
 
 
 # -- the evaluation --------------------------------------------------------------------------------------------------
@@ -53,11 +54,12 @@ def evaluate(
     split: str | None = None,
     progress: bool = False,
 ) -> Result:
-    """Measure how well a tokenizer of pictures or of sound reconstructs.
+    """Measure how well a tokenizer reconstructs; one of pictures can also be measured on clips, of which it sees each frame alone.
 
     Args:
         tokenizer: on the device and in the dtype it is to be measured in.
-        corpus: pictures, as `recipes.data.corpora.open_images` gives them, or recordings, as `eval.sounds.open_sounds` does.
+        corpus: pictures, as `recipes.data.corpora.open_images` gives them, clips, as `recipes.data.clip_corpus.open_clips` does, or
+            recordings, as `eval.sounds.open_sounds` does.
         protocol: or its id; None takes the zoo's own at the tokenizer's native size, or nearest below its sample rate.
         rates: numbers of tokens (ordered tokenizers) or levels (residual ones); None takes powers of two up to all.
         scorers: names of `eval.scorers.RECORDS`; None takes the default ones that this tokenizer and so many items allow.
@@ -75,7 +77,7 @@ def evaluate(
 
     Raises:
         ValueError: no items, all unreadable, an unknown scorer, rate or protocol, a scorer that does not fit the tokenizer or
-            needs more items, a tokenizer of video, or an option that its decoder does not have.
+            needs more items, data of another kind, or an option that its decoder does not have.
         ModuleNotFoundError: a package of a scorer is missing.
         WeightsUnavailableError: official weights of a scorer are not to be had.
     """
@@ -83,16 +85,17 @@ def evaluate(
 
     rank, world = _place()
     info, spec = tokenizer.info, tokenizer.spec
-    protocol = _protocol_for(tokenizer, protocol, seed, decode)
+    protocol = _protocol_for(tokenizer, _own_protocol(tokenizer, corpus) if protocol is None else protocol, seed, decode)
+    _check_kind(corpus, protocol)
     corpus, dataset = dataset_of(corpus, limit, dataset_name, split, world=world)
     names = _scorers_for(tokenizer, protocol, scorers, len(corpus))
     chosen = ladder(info, spec) if rates is None else check_rates(rates, info, spec)
     networks: dict[tuple[str, int], Any] = {}
     scoring_device = "cpu" if tokenizer.device.type == "mps" else tokenizer.device  # float64 is needed
+    sound = protocol.modality == "audio"
+    spec = _spec_of(tokenizer, protocol)
     meters = [
-        PointMeter(
-            rate, names, spec=spec, positions=info.tokens, networks=networks, device=scoring_device, sound=info.modality == "audio"
-        )
+        PointMeter(rate, names, spec=spec, positions=info.tokens, networks=networks, device=scoring_device, sound=sound)
         for rate in chosen
     ]
     protocol = replace(protocol, scorers=meters[0].definitions)
@@ -103,17 +106,17 @@ def evaluate(
         for batch in read(corpus, protocol, numbers, batch_size, workers):
             unreadable += int(batch.unreadable.sum())
             tokens, failed = runner.encode(batch)
-            reference = batch.sounds if info.modality == "audio" else batch.pictures.to(scoring_device)
+            reference = batch.items if sound else batch.items.to(scoring_device)
             for meter, rate in zip(meters, chosen, strict=True):
                 part = at_rate(tokens, rate)
                 items, broken = runner.decode(part, batch, timed=meter is meters[-1])
-                if isinstance(items, torch.Tensor):
+                if not sound:
                     items = items.to(scoring_device)
                 bad = (failed | broken).to(scoring_device)
-                meter.update(reference, items, index=batch.index, failed=bad, tokens=part)
+                meter.update(reference, items, index=batch.index, failed=bad, tokens=runner.counted(part, batch))
             advance(len(batch.index))
     if world == 1 and unreadable == len(numbers):  # with more, one process must not leave the others waiting
-        things = _NAMES[info.modality]
+        things = _NAMES[protocol.modality]
         raise ValueError(f"evaluate: none of the {len(numbers)} {things} of {corpus.source} can be read; the log names them.")
     return Result(
         tokenizer=info.name,
@@ -136,34 +139,57 @@ def _place() -> tuple[int, int]:
 
 def _room(tokenizer: Tokenizer, protocol: Any) -> tuple[Any, Any]:
     """Give the runner of a modality, and what reads its items."""
-    if tokenizer.info.modality == "image":
+    if protocol.modality == "image":
         return Runner(tokenizer, protocol), batches
+    if protocol.modality == "video":
+        from eval.video_runner import VideoRunner, clip_batches
+
+        return VideoRunner(tokenizer, protocol), clip_batches
     from eval.sound_runner import SoundRunner, sound_batches
 
     return SoundRunner(tokenizer, protocol), sound_batches
 
 
-def _own_protocol(tokenizer: Tokenizer) -> Any:
-    """Give the zoo's protocol that is made for a tokenizer."""
+def _spec_of(tokenizer: Tokenizer, protocol: Any) -> Any:
+    """What the numbers of the counted tokens mean."""
+    if protocol.modality != "video":
+        return tokenizer.spec
+    from eval.video_runner import clip_spec
+
+    return clip_spec(tokenizer.spec)
+
+
+def _kind_of(corpus: Any) -> str:
+    """Modality of the items of a corpus."""
+    from eval.sounds import SoundCorpus
+
+    return "video" if isinstance(corpus, ClipCorpus) else "audio" if isinstance(corpus, SoundCorpus) else "image"
+
+
+def _check_kind(corpus: Any, protocol: Any) -> None:
+    """Refuse items of another modality than the protocol's."""
+    if (kind := _kind_of(corpus)) != protocol.modality:
+        raise ValueError(
+            f"evaluate: {corpus.source} holds {_NAMES[kind]}, protocol {protocol.id} is for {_NAMES[protocol.modality]}. "
+            "Open the data as those, or choose another protocol."
+        )
+
+
+def _own_protocol(tokenizer: Tokenizer, corpus: Any) -> Any:
+    """Give the zoo's protocol that is made for a tokenizer and items of this kind."""
     info = tokenizer.info
     if info.modality == "audio":
         return default_sound_protocol(info.name, info.sample_rate)
+    if info.modality == "video" or _kind_of(corpus) == "video":
+        return default_video_protocol(info.name, info.native_size)
     return default_protocol(info.name, info.native_size)
 
 
-def _protocol_for(
-    tokenizer: Tokenizer, protocol: AnyProtocol | str | None, seed: int | None, decode: Mapping[str, Any] | None
-) -> Any:
+def _protocol_for(tokenizer: Tokenizer, protocol: AnyProtocol | str, seed: int | None, decode: Mapping[str, Any] | None) -> Any:
     info = tokenizer.info
-    if info.modality not in _DEFAULTS:
-        raise ValueError(
-            f"evaluate: {info.name} is a tokenizer of {info.modality}. These protocols and scorers are for pictures and sound."
-        )
-    if protocol is None:
-        protocol = _own_protocol(tokenizer)
-    elif isinstance(protocol, str):
+    if isinstance(protocol, str):
         protocol = get_protocol(protocol)
-    if protocol.modality != info.modality:
+    if protocol.modality != info.modality and (info.modality, protocol.modality) != ("image", "video"):
         raise ValueError(
             f"evaluate: protocol {protocol.id} is for {_NAMES[protocol.modality]}, {info.name} for {_NAMES[info.modality]}. "
             "Leave it out for the tokenizer's own."
@@ -198,6 +224,8 @@ def dataset_of(corpus: Any, limit: int | None, name: str | None, split: str | No
 
 def _first(corpus: Any, limit: int) -> Any:
     """Give the first so many items of a corpus."""
+    if isinstance(corpus, ClipCorpus):
+        return corpus.select(range(limit))
     from eval.sounds import SoundCorpus, SoundSelection
 
     return (SoundSelection if isinstance(corpus, SoundCorpus) else Selection)(corpus, range(limit))
@@ -206,8 +234,8 @@ def _first(corpus: Any, limit: int) -> Any:
 def _obstacle(name: str, tokenizer: Tokenizer, protocol: Any, count: int) -> str | None:
     """Say why a scorer cannot be used here."""
     record = RECORDS[name]
-    if record.modality not in (tokenizer.info.modality, "any"):
-        return f"it is for {_NAMES[record.modality]}"
+    if not record.fits(protocol.modality):
+        return f"it is for {_NAMES.get(record.modality, 'pictures and clips')}"
     if name in _OF_CODES and not tokenizer.info.discrete:
         return f"{tokenizer.info.name} makes latents, which have no codebook"
     if count < record.min_items:
@@ -222,7 +250,7 @@ def _obstacle(name: str, tokenizer: Tokenizer, protocol: Any, count: int) -> str
 
 def _scorers_for(tokenizer: Tokenizer, protocol: Any, scorers: Sequence[str] | None, count: int) -> list[str]:
     """Give the scorers to use; one that was asked for and cannot be used is an error, a default one is left out and logged."""
-    defaults = [name for name in _DEFAULTS[tokenizer.info.modality] if tokenizer.info.discrete or name not in _OF_CODES]
+    defaults = [name for name in _DEFAULTS[protocol.modality] if tokenizer.info.discrete or name not in _OF_CODES]
     names = check_names(defaults if scorers is None else scorers)
     obstacles = {name: reason for name in names if (reason := _obstacle(name, tokenizer, protocol, count))}
     for name, reason in obstacles.items():
@@ -271,17 +299,17 @@ def _parser() -> argparse.ArgumentParser:
         usage="zoo eval NAME --data DATA ... | zoo eval baseline CODEC --data DATA ...",
         description="Measure how well a tokenizer reconstructs: one JSON with all rates, and a CSV with the scores of every item.",
         epilog=f"scorers (unit, which way is better):\n{names}\ndefault for pictures: {', '.join(DEFAULT_IMAGE)}\n"
-        f"default for sound: {', '.join(DEFAULT_AUDIO)}",
+        f"default for clips: {', '.join(DEFAULT_VIDEO)}\ndefault for sound: {', '.join(DEFAULT_AUDIO)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("name", help="catalog name, folder or Hub repository, as for zoo.load")
-    add("--data", required=True, help="folder of pictures or recordings, tar shards, hf:ORG/NAME (pictures), or samples (ours)")
+    add("--data", required=True, help="folder of pictures, clips or sounds, tar shards, hf:ORG/NAME (pictures), or samples (ours)")
     add("--split", help="of a folder of shards (SPLIT-*.tar) or a Hugging Face data set; speech or music of the samples")
     add("--limit", type=int, help="only the first so many items; the result says so")
     add("--rates", help="such as 1,2,4 (tokens, or levels of a residual tokenizer); default: powers of two up to all")
     add("--scorers", help="names with commas; default: see below")
-    add("--protocol", help="such as image-256-v1, image-256-adm-v1, audio-16k-v1; default: native size or rate, v1")
+    add("--protocol", help="such as image-256-v1, image-256-adm-v1, video-128-v1, audio-16k-v1; default: native size or rate, v1")
     add("--truncate", action="store_true", help="cut reconstructions to 8 bits instead of rounding them, as some papers do")
     add("--decode", nargs="*", default=[], metavar="KEY=VALUE", help="options of the decoder, such as steps=20 guidance=2")
     add("--seed", type=int, help="of decoders that draw noise and of the intervals; default 0")
@@ -332,9 +360,10 @@ def main(argv: Sequence[str]) -> int:
     rates = None if args.rates is None else parse_rates(args.rates)
     protocol = None if args.protocol is None else get_protocol(args.protocol)
     tokenizer = zoo.load(args.name, device=device, dtype=getattr(torch, args.dtype))
-    corpus = open_corpus(args.data, args.split, tokenizer.info.modality)
+    corpus = open_corpus(args.data, args.split, tokenizer.info.modality if protocol is None else protocol.modality)
+    protocol = protocol or _own_protocol(tokenizer, corpus)
     if args.truncate:
-        protocol = (protocol or _own_protocol(tokenizer)).varied(to_uint8="truncate")
+        protocol = protocol.varied(to_uint8="truncate")
     settings: dict[str, Any] = {
         "protocol": protocol,
         "rates": rates,
@@ -363,14 +392,25 @@ def main(argv: Sequence[str]) -> int:
 
 
 def open_corpus(source: str, split: str | None, modality: str) -> Any:
-    """Open the pictures or recordings of a source; see `open_images` and `open_sounds`."""
+    """Open the pictures, clips or recordings of a source; see `open_images`, `open_clips` and `open_sounds`.
+
+    For pictures, a source that holds only clips gives those: a tokenizer of pictures can be measured on their frames.
+    """
     if modality == "audio":
         from eval.sounds import open_sounds
 
         return open_sounds(source, split=split)
+    if modality == "video":
+        return open_clips(source, split=split)
     from recipes.data.corpora import open_images
 
-    return open_images(source, split=split)
+    try:
+        return open_images(source, split=split)
+    except ValueError as error:
+        try:
+            return open_clips(source, split=split)
+        except (ValueError, FileNotFoundError):
+            raise error from None
 
 
 def _join_processes(device: str | None) -> tuple[str, bool]:
@@ -392,7 +432,8 @@ def _planned(tokenizer: Tokenizer, count: int, settings: Mapping[str, Any]) -> t
     count = min(count, settings["limit"] or count)
     info, spec, rates = tokenizer.info, tokenizer.spec, settings["rates"]
     chosen = ladder(info, spec) if rates is None else check_rates(rates, info, spec)
-    names = settings["scorers"] or [name for name in _DEFAULTS[info.modality] if not _obstacle(name, tokenizer, protocol, count)]
+    fitting = [name for name in _DEFAULTS[protocol.modality] if not _obstacle(name, tokenizer, protocol, count)]
+    names = settings["scorers"] or fitting
     return protocol, count, {rate_text(rate) for rate in chosen}, set(names)
 
 

@@ -119,7 +119,7 @@ class Dataset:
 class Speed:
     """Items a second of one process, the first batch left out where there are more. Decoding is that of the full rate.
 
-    For sound also the seconds of sound in a second of time.
+    For sound and video also the seconds of the signal in a second of time.
     """
 
     encode_items_per_s: float

@@ -21,7 +21,7 @@ from zoo.media import to_uint8
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 
-__all__ = ["Batch", "Runner", "batches", "device_name", "evaluation_mode", "per_second", "tensors_sha256"]
+__all__ = ["Batch", "Runner", "batches", "device_name", "eight_bits", "evaluation_mode", "per_second", "tensors_sha256"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,11 @@ class Batch:
     index: Tensor
     pictures: Tensor
     unreadable: Tensor
+
+    @property
+    def items(self) -> Tensor:
+        """What the scorers compare with."""
+        return self.pictures
 
 
 def _read(corpus: Any, protocol: Protocol, number: int) -> np.ndarray | None:
@@ -118,11 +123,11 @@ class Runner:
         y = self._decode(tokens, batch.index, timed)
         failed = ~torch.isfinite(y).flatten(1).all(1)
         y = torch.nan_to_num(y)
-        if self.protocol.to_uint8 == "truncate":
-            pictures = ((y.clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
-        else:
-            pictures = to_uint8(y)
-        return pictures, failed.cpu()
+        return eight_bits(y, self.protocol.to_uint8), failed.cpu()
+
+    def counted(self, tokens: Tokens, batch: Batch) -> Tokens:
+        """Give what the scorers count."""
+        return tokens
 
     def speed(self) -> Speed:
         tokenizer = self.tokenizer
@@ -134,6 +139,11 @@ class Runner:
             batch=max(count for _, count in self.encode_times),
             threads=torch.get_num_threads(),
         )
+
+
+def eight_bits(y: Tensor, rule: str) -> Tensor:
+    """Bring decoded values in [-1, 1] to uint8, same shape: "round" or "truncate"."""
+    return ((y.clamp(-1, 1) + 1) * 127.5).to(torch.uint8) if rule == "truncate" else to_uint8(y)
 
 
 def per_second(times: list[tuple[float, int]]) -> float:

@@ -1,4 +1,7 @@
-"""A sheet: originals and their reconstructions at every rate, with what each row is written beside it; sounds as spectrograms."""
+"""A sheet: originals and their reconstructions at every rate, with what each row is written beside it.
+
+Sounds are drawn as spectrograms. Of a clip a row holds frames of the original, and the rows below those of the reconstructions.
+"""
 
 import io
 import math
@@ -11,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from eval.clips import Clips
 from eval.rates import at_rate, rate_text
 from eval.results import Result, write_atomic
 from eval.runner import Runner, batches, evaluation_mode
@@ -21,6 +25,7 @@ from zoo.tokenizer import Tokenizer
 __all__ = ["SheetRow", "draw_sheet", "item_sheet", "save_sheet", "spectrogram"]
 
 _WORST = 5
+_FILM = 6  # frames of a clip
 _CELL = 96  # pictures smaller than this are enlarged by a whole number
 _GAP = 6
 _LINE = 14
@@ -107,7 +112,6 @@ def item_sheet(tokenizer: Tokenizer, corpus: Any, result: Result, *, first: int 
     for place, value in enumerate(worst.values(), start=len(numbers) - len(worst)):
         labels[place] = f"worst by {score} ({value:.4g}) - {labels[place]}"
     rates = [dict(point.rate) for point in result.points]
-    sound = result.protocol.modality == "audio"
     runner, read, chosen = _room(tokenizer, result, corpus, numbers)
     rows: list[list[Any]] = [[] for _ in numbers]
     with evaluation_mode(tokenizer):
@@ -115,13 +119,32 @@ def item_sheet(tokenizer: Tokenizer, corpus: Any, result: Result, *, first: int 
         for batch in read(chosen, result.protocol, range(len(numbers)), batch_size, 0):
             tokens, failed = runner.encode(batch)
             batch = replace(batch, index=torch.tensor([numbers[i] for i in batch.index.tolist()]))
-            _append(rows, start, batch.sounds if sound else batch.pictures, batch.unreadable)
+            _append(rows, start, batch.items, batch.unreadable)
             for rate in rates:
                 items, broken = runner.decode(at_rate(tokens, rate), batch)
                 _append(rows, start, items, failed | broken)
             start += len(batch.index)
     columns = ["original", *(rate_text(rate) for rate in rates)]
+    if result.protocol.modality == "video":
+        return _film_sheet(columns, labels, rows)
     return draw_sheet(columns, [SheetRow(label=label, pictures=row) for label, row in zip(labels, rows, strict=True)])
+
+
+def _film_sheet(names: Sequence[str], labels: Sequence[str], rows: Sequence[Sequence[Any]]) -> Image.Image:
+    """Draw clips: frames from start to end beside each other, the original above its reconstructions."""
+    columns = [f"{100 * i // (_FILM - 1)} %" for i in range(_FILM)]
+    out = []
+    for label, strips in zip(labels, rows, strict=True):
+        for name, strip in zip(names, strips, strict=True):
+            pictures = [None] * _FILM if strip is None else strip
+            out.append(SheetRow(label=f"{label} - {name}" if name == names[0] else name, pictures=pictures))
+    return draw_sheet(columns, out)
+
+
+def _film(frames: Tensor) -> list[Image.Image]:
+    """Pick frames from the first to the last of uint8 `(t, 3, h, w)`."""
+    numbers = [round(i * (len(frames) - 1) / (_FILM - 1)) for i in range(_FILM)]
+    return [Image.fromarray(frames[number].permute(1, 2, 0).cpu().numpy()) for number in numbers]
 
 
 def _worst(result: Result) -> tuple[str, dict[int, float]]:
@@ -139,6 +162,10 @@ def _room(tokenizer: Tokenizer, result: Result, corpus: Any, numbers: list[int])
     """Give runner, reader and the chosen items of a modality."""
     if result.protocol.modality == "image":
         return Runner(tokenizer, result.protocol), batches, Selection(corpus, numbers)
+    if result.protocol.modality == "video":
+        from eval.video_runner import VideoRunner, clip_batches
+
+        return VideoRunner(tokenizer, result.protocol), clip_batches, corpus.select(numbers)
     from eval.sound_runner import SoundRunner, sound_batches
     from eval.sounds import SoundSelection
 
@@ -147,7 +174,9 @@ def _room(tokenizer: Tokenizer, result: Result, corpus: Any, numbers: list[int])
 
 def _append(rows: list[list[Any]], start: int, items: Any, failed: Tensor) -> None:
     if isinstance(items, Tensor):
-        drawn = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in items.cpu()]
+        drawn: list[Any] = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in items.cpu()]
+    elif isinstance(items, Clips):
+        drawn = [_film(frames) for frames in items.frames]
     else:
         drawn = [spectrogram(wave, items.sample_rate) for wave in items.waves]
     for i, (picture, bad) in enumerate(zip(drawn, failed.tolist(), strict=True)):

@@ -31,6 +31,11 @@ class SoundBatch:
     sounds: Sounds
     unreadable: Tensor
 
+    @property
+    def items(self) -> Sounds:
+        """What the scorers compare with."""
+        return self.sounds
+
 
 def _read(corpus: SoundCorpus, protocol: SoundProtocol, number: int) -> tuple[Tensor, str | None] | None:
     try:
@@ -117,6 +122,10 @@ class SoundRunner:
             missing = len(original) - len(wave)  # rounding of lengths between two rates: a sample at most
             waves.append(pcm16(torch.nn.functional.pad(wave, (0, max(0, missing)))[: len(original)]))
         return Sounds(waves, self.protocol.sample_rate), torch.tensor(failed)
+
+    def counted(self, tokens: Tokens, batch: SoundBatch) -> Tokens:
+        """Give what the scorers count."""
+        return tokens
 
     def speed(self) -> Speed:
         items = sum(count for _, count in self.encode_times)

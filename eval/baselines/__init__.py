@@ -2,6 +2,7 @@
 
     zoo eval baseline opus --data speech16k --split val        rates in kbit/s
     zoo eval baseline jpeg --data images128 --split val        rates in the codec's own quality
+    zoo eval baseline h264 --data video128 --split val         rates in its constant rate factor
 """
 
 __all__: list[str] = []

@@ -24,7 +24,7 @@ class ScorerRecord:
         protocol: all that fixes the number beside the pictures: constants, border rule, network and its SHA-256, input size.
         min_items: fewest items that give a value.
         min_side: smallest side of the pictures in pixels.
-        modality: of the items; "any" for scores of codes.
+        modality: of the items; "visual" for pictures and clips, "any" for scores of codes.
         sample_rate: of the waveforms it looks at; None takes any.
         raises_rate: waveforms of a lower rate are brought up instead of being refused.
         download: needs weights that no installed package brings.
@@ -41,9 +41,13 @@ class ScorerRecord:
     min_items: int = 1
     min_side: int = 1
     download: bool = False
-    modality: Literal["image", "video", "audio", "any"] = "image"
+    modality: Literal["image", "video", "audio", "visual", "any"] = "image"
     sample_rate: int | None = None
     raises_rate: bool = False
+
+    def fits(self, modality: str) -> bool:
+        """Tell whether it scores items of this modality: "image", "video" or "audio"."""
+        return self.modality in (modality, "any") or (self.modality == "visual" and modality != "audio")
 
     def with_protocol(self, **facts: Any) -> "ScorerRecord":
         """Give the record with more facts in its protocol, such as the hash of the network that was loaded."""
@@ -150,6 +154,7 @@ _PLAIN = [
         unit="bit/px",
         better="lower",
         kind="tokens",
+        modality="visual",
         needs_reference=False,
         range=(0.0, None),
         source="fixed-length bits of the kept codes; latents count the bits of their floating-point type",

@@ -25,6 +25,8 @@ _MOST_OPEN = 128  # descriptors a process keeps; the usual limit for everything 
 class TarShards(ImageCorpus):
     """Pictures of one or more uncompressed tar shards, in the order of the shards and of their members.
 
+    Other kinds of file are listed by `suffixes`; `read` is for pictures only.
+
     Records come from KEY.json (an object); KEY.cls (a whole number) gives `label_id` where the JSON does not.
 
     Raises:
@@ -32,7 +34,7 @@ class TarShards(ImageCorpus):
         ValueError: no shards, a shard is compressed or broken, holds the same member twice, or no picture is in any.
     """
 
-    def __init__(self, shards: Sequence[str | Path]) -> None:
+    def __init__(self, shards: Sequence[str | Path], *, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> None:
         self.shards = [os.fspath(shard) for shard in shards]
         if not self.shards:
             raise ValueError("TarShards: got no shards. Give at least one tar file.")
@@ -40,12 +42,12 @@ class TarShards(ImageCorpus):
         self._keys: list[str] = []
         rows: list[tuple[int, ...]] = []
         for number, shard in enumerate(self.shards):
-            for key, members in _index(shard).items():
+            for key, members in _index(shard, suffixes).items():
                 if "image" in members:
                     self._keys.append(key)
                     rows.append((number, *(value for kind in _KINDS for value in members.get(kind, (-1, 0)))))
         if not rows:
-            raise ValueError(f"TarShards: no picture in {self.source}. Names must end in {', '.join(IMAGE_SUFFIXES)}.")
+            raise ValueError(f"TarShards: no picture in {self.source}. Names must end in {', '.join(suffixes)}.")
         self._table = np.array(rows, dtype=np.int64)  # shard, then offset and size of each kind; offset -1: not there
         self._open: OrderedDict[int, int] = OrderedDict()
 
@@ -112,7 +114,7 @@ class TarShards(ImageCorpus):
         return self._open[shard]
 
 
-def _index(shard: str) -> dict[str, dict[str, tuple[int, int]]]:
+def _index(shard: str, suffixes: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:
     """Return key -> kind -> (offset, size) of the members of a shard, in their order."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
     end = os.stat(shard).st_size
@@ -121,7 +123,7 @@ def _index(shard: str) -> dict[str, dict[str, tuple[int, int]]]:
             for member in archive:
                 folder, _, name = member.name.rpartition("/")
                 stem, _, suffix = name.partition(".")
-                kind = "image" if f".{suffix.lower()}" in IMAGE_SUFFIXES else suffix.lower()
+                kind = "image" if f".{suffix.lower()}" in suffixes else suffix.lower()
                 if not member.isfile() or kind not in _KINDS:
                     continue
                 key = f"{folder}/{stem}" if folder else stem

@@ -90,7 +90,7 @@ def test_a_codec_of_sound_keeps_count_of_what_it_used():
 
 def test_what_does_not_fit_is_refused(toys):
     corpus = toys.pictures(2, 16)
-    with pytest.raises(ValueError, match=r"there is no codec 'flac'. Allowed: jpeg, webp, avif, opus, opus_music, mp3"):
+    with pytest.raises(ValueError, match=r"there is no codec 'flac'. Allowed: jpeg, webp, avif, h264, av1, opus, opus_music, mp3"):
         evaluate_codec("flac", corpus, protocol="image-16-v1")
     with pytest.raises(ValueError, match=r"baseline opus: protocol image-16-v1 is for image"):
         evaluate_codec("opus", corpus, protocol="image-16-v1")

@@ -262,7 +262,7 @@ def test_what_cannot_be_measured_is_refused_before_the_work(toys):
         evaluate(blocks, corpus, protocol="image")
     sound = toys.Pixels()
     sound.info = replace(sound.info, modality="video")
-    with pytest.raises(ValueError, match=r"toy_pixels is a tokenizer of video"):
+    with pytest.raises(ValueError, match=r"toys holds pictures, protocol video-16-v1 is for clips"):
         evaluate(sound, corpus)
 
 

@@ -240,8 +240,8 @@ def test_other_values_are_refused():
         scorer.update(clips, frames)
     with pytest.raises(ValueError, match=r"a clip is \(3, 3, 24, 24\) and \(2, 3, 24, 24\)"):
         scorer.update(clips, Clips([frames[:2]], [25.0]))
+    small = Clips([frames[..., :8]], [25.0])
     with pytest.raises(ValueError, match=r"a side of 8 px is too small. Needed: at least 11 px"):
-        small = Clips([frames[..., :8]], [25.0])
         make_scorers(["frame_ssim"])["frame_ssim"].update(small, small)
     with pytest.raises(ValueError, match=r"Needed: torch.uint8 \(t, 3, h, w\)"):
         Clips([frames.float()], [25.0])
