@@ -27,7 +27,7 @@ from recipes.data.clip_corpus import ClipCorpus, open_clips
 from recipes.data.corpus import Selection, content_hash
 from zoo.tokenizer import Tokenizer
 
-__all__ = ["data_name", "dataset_of", "evaluate", "item_rows", "main", "open_corpus", "show"]
+__all__ = ["data_name", "dataset_of", "evaluate", "item_rows", "key_value", "main", "open_corpus", "show"]
 
 logger = logging.getLogger(__name__)
 _OF_CODES = ("codebook_use", "code_perplexity", "entropy_bits_per_second")
@@ -296,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     names = "\n".join(f"  {record.name:18s}{record.unit:22s}{record.better or '':8s}" for record in RECORDS.values())
     parser = argparse.ArgumentParser(
         prog="zoo eval",
-        usage="zoo eval NAME --data DATA ... | zoo eval baseline CODEC --data DATA ...",
+        usage="zoo eval NAME --data DATA ... | zoo eval baseline CODEC --data DATA ... | zoo eval generate NAME --generator ...",
         description="Measure how well a tokenizer reconstructs: one JSON with all rates, and a CSV with the scores of every item.",
         epilog=f"scorers (unit, which way is better):\n{names}\ndefault for pictures: {', '.join(DEFAULT_IMAGE)}\n"
         f"default for clips: {', '.join(DEFAULT_VIDEO)}\ndefault for sound: {', '.join(DEFAULT_AUDIO)}",
@@ -325,11 +325,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _option(text: str) -> tuple[str, Any]:
-    """Read `key=value`; numbers, true and false become such."""
+def key_value(text: str) -> tuple[str, Any]:
+    """Read `key=value`; numbers, true and false become such.
+
+    Raises:
+        ValueError: no name, or no '='.
+    """
     key, sign, value = text.partition("=")
     if not sign or not key.isidentifier():
-        raise ValueError(f"zoo eval: --decode {text!r}. Write options as key=value, such as steps=20.")
+        raise ValueError(f"zoo eval: option {text!r}. Write options as key=value, such as steps=20.")
     for kind in (int, float):
         try:
             return key, kind(value)
@@ -348,6 +352,10 @@ def main(argv: Sequence[str]) -> int:
         from eval.baselines.command import main as baseline
 
         return baseline(argv[1:])
+    if argv and argv[0] == "generate":
+        from eval.generation_command import main as generate
+
+        return generate(argv[1:])
     args = _parser().parse_args(argv)
     if args.batch_size < 1 or args.workers < 0:
         raise ValueError(f"zoo eval: --batch-size {args.batch_size} --workers {args.workers}. Allowed: at least 1, at least 0.")
@@ -369,7 +377,7 @@ def main(argv: Sequence[str]) -> int:
         "rates": rates,
         "scorers": scorers,
         "limit": args.limit,
-        "decode": dict(_option(text) for text in args.decode),
+        "decode": dict(key_value(text) for text in args.decode),
         "seed": args.seed,
         "dataset_name": args.dataset_name or data_name(args.data),
         "split": args.split,

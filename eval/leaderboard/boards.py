@@ -254,7 +254,8 @@ def load_results(folder: str | Path = RESULTS) -> list[Result]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"load_results: no folder {folder}. Give the folder that `zoo eval` wrote its results to.")
-    results = [load_result(path) for path in sorted(folder.rglob("*.json"))]
+    generations = ".generate-"  # in the names of results of another kind, which have no rows here
+    results = [load_result(path) for path in sorted(folder.rglob("*.json")) if generations not in path.name]
     if not results:
         raise ValueError(f"load_results: {folder} holds no .json files. Measure something first: zoo eval --help.")
     return results

@@ -19,7 +19,17 @@ from eval.scorers.distribution import FrechetDistance
 from eval.scorers.networks import InceptionFeatures, PublishedWeights
 from eval.scorers.records import RECORDS, ScorerRecord
 
-__all__ = ["CLASS_ACCURACY", "FID", "INCEPTION_SCORE", "ClassAccuracy", "InceptionScore", "LinearClassifier", "official_scorers"]
+__all__ = [
+    "CLASS_ACCURACY",
+    "FID",
+    "INCEPTION_SCORE",
+    "ClassAccuracy",
+    "InceptionScore",
+    "LinearClassifier",
+    "OfficialNetwork",
+    "official_network",
+    "official_scorers",
+]
 
 CLASS_ACCURACY = ScorerRecord(
     name="class_accuracy",
@@ -84,8 +94,8 @@ class LinearClassifier(NamedTuple):
         counts = torch.bincount(labels[labels >= 0], minlength=classes)
         if int(labels.min()) < 0 or len(counts) != classes or int(counts.min()) < 1:
             raise ValueError(
-                f"LinearClassifier.fit: {counts.tolist()} items of each class for classes={classes}. Needed: labels 0..{classes - 1}, "
-                "each at least once."
+                f"LinearClassifier.fit: {counts.tolist()} items of each class for classes={classes}. "
+                f"Needed: labels 0..{classes - 1}, each at least once."
             )
         x, y = features.double().cpu(), labels.cpu()
         mean, deviation = x.mean(0), x.std(0).clamp(min=1e-6)
@@ -189,8 +199,8 @@ class InceptionScore(Scorer):
         return Score(mean=float(self.compute()) if n >= self.record.min_items else None, n=n, failed=failed)
 
 
-class _InceptionLogits(InceptionFeatures):
-    """The same network, giving class scores too."""
+class OfficialNetwork(InceptionFeatures):
+    """The network of FID, giving class scores too; one run of it serves both scores."""
 
     weights = PublishedWeights(InceptionFeatures.weights.url, "kid_mbv2, pfd64_mbv2, class_accuracy")
     outputs = ("2048", "logits_unbiased")
@@ -200,13 +210,17 @@ class _InceptionLogits(InceptionFeatures):
         return self._once(pictures)[1]
 
 
-def official_scorers() -> tuple[FrechetDistance, InceptionScore]:
-    """Give FID and inception score on the published network; one run of it serves both.
+def official_network() -> OfficialNetwork:
+    """Give the published network.
 
     Raises:
         ModuleNotFoundError: package torch-fidelity is not installed.
         WeightsUnavailableError: the weights are neither on this machine nor to be had.
     """
-    network = _InceptionLogits("fid")
+    return OfficialNetwork("fid")
+
+
+def official_scorers(network: OfficialNetwork) -> tuple[FrechetDistance, InceptionScore]:
+    """Give fresh scorers for FID and inception score."""
     distance = FrechetDistance(FID, network.pooled, dimensions=network.dimensions, sha256=network.sha256)
     return distance, InceptionScore(INCEPTION_SCORE.with_protocol(sha256=network.sha256), network.logits)

@@ -134,9 +134,9 @@ class _OnDevice:
 
     def _once(self, pictures: Tensor) -> Any:
         version = 0 if pictures.is_inference() else pictures._version
-        for entry in self._recent:
+        for i, entry in enumerate(self._recent):
             if entry[0] is pictures and entry[1] == version:
-                self._recent.remove(entry)
+                del self._recent[i]  # not remove(entry): it would compare tensors
                 self._recent.append(entry)
                 return entry[2]
         with torch.no_grad(), torch.autocast(pictures.device.type, enabled=False):
@@ -203,7 +203,8 @@ class InceptionFeatures(_OnDevice):
             ) from error
         path, self.sha256 = self.weights.path(scorer)
         torch.load(path, map_location="cpu", weights_only=True)  # the package reads the file as a pickle: refuse code in it first
-        super().__init__(FeatureExtractorInceptionV3("inception-v3-compat", [*self.outputs], feature_extractor_weights_path=str(path)))
+        outputs = list(self.outputs)
+        super().__init__(FeatureExtractorInceptionV3("inception-v3-compat", outputs, feature_extractor_weights_path=str(path)))
 
     def _look(self, pictures: Tensor) -> tuple[Tensor, ...]:
         return self.on(pictures.device)(pictures)

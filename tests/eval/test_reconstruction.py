@@ -316,7 +316,7 @@ def test_mistakes_on_the_command_line(by_name, folder, tmp_path, capsys):
         ([*command, "--scorers", "pnsr_db"], r"no scorer 'pnsr_db'. Did you mean psnr_db"),
         ([*command, "--rates", "one"], r"rates: 'one'. Give whole numbers"),
         ([*command, "--protocol", "image-256-amd-v1"], r"Closest: image-256-adm-v1"),
-        ([*command, "--decode", "steps"], r"--decode 'steps'. Write options as key=value"),
+        ([*command, "--decode", "steps"], r"option 'steps'. Write options as key=value"),
         ([*command, "--batch-size", "0"], r"--batch-size 0"),
         ([*command, "--out", str(tmp_path / "out.csv")], r"must end in .json"),
         (["toy", "--data", str(tmp_path / "none")], r"no picture in"),

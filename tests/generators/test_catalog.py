@@ -107,7 +107,7 @@ def test_a_public_pickle_loads_by_name(family, folder, name, key, parity, tmp_pa
         tensors = {k: v for k, v in tensors.items() if k not in ("channel_mask", "reconstruction_values", "boundaries")}
     path = tmp_path / "file.pth"
     torch.save({key: tensors, "epoch": 3} if key else tensors, path)
-    shipped = next(entry for entry in generators.find(family=family) if entry.weights.key == key)
+    shipped = next(entry for entry in generators.find(family=family) if entry.weights and entry.weights.key == key)
     entry = type(shipped)(name="small", family=family, summary="", config=config.to_dict(), weights=shipped.weights)
     monkeypatch.setattr("zoo.hub.fetch", lambda *args, **kwargs: path)
     monkeypatch.setattr("zoo.generators.registry._shipped", lambda: {"small": entry})

@@ -21,7 +21,7 @@ COMMANDS = {
     "decode": "tokens to pictures, sounds or clips",
     "demo": "a page that shows what a tokenizer keeps at every rate",
     "train": "run a recipe",
-    "eval": "score reconstructions, write the result as JSON",
+    "eval": "score reconstructions, or what a generator makes of the tokens, and write the result as JSON",
     "leaderboard": "a site of all results: tables, plots, a page for each tokenizer",
     "bench": "measure speed and memory of a tokenizer, or of the quantizers",
     "data": "build a data pack",
