@@ -1,0 +1,57 @@
+"""Our own small codecs for speech."""
+
+from zoo.registry import Entry
+
+__all__ = ["ENTRIES"]
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        name="audio_rvq_nano",
+        family="patch_codec",
+        modality="audio",
+        summary="Small causal codec for speech at 16 kHz on a laptop-class CPU: 1 to 4 residual codes of 10 bits every 10 ms.",
+        layout="1d",
+        discrete=True,
+        residual=True,
+        depth=4,
+        codebook_size=1024,
+        vocabulary=(1024,) * 4,
+        downsample=(160, 1, 1),
+        size_multiple=160,
+        bits_per_second=4000.0,
+        sample_rate=16_000,
+        frame_rate=100.0,
+        audio_channels=1,
+        causal=True,
+        streaming=True,
+        lookahead_frames=0,
+        license_code="Apache-2.0",
+        parameters=2_876_778,
+        recipe="audio_rvq_nano",
+        tags=("encoder:cnn+lstm", "quantizer:rvq", "training:joint", "streamable:causal", "domain:speech"),
+    ),
+    Entry(
+        name="audio_fsq_nano",
+        family="patch_codec",
+        modality="audio",
+        summary="Small causal codec for speech at 16 kHz on a laptop-class CPU: one finite scalar code of 16 bits every 10 ms.",
+        config=dict(num_codebooks=1, codebook_size=64_000, levels=(8, 8, 8, 5, 5, 5)),
+        layout="1d",
+        discrete=True,
+        codebook_size=64_000,
+        vocabulary=(64_000,),
+        downsample=(160, 1, 1),
+        size_multiple=160,
+        bits_per_second=1596.578,
+        sample_rate=16_000,
+        frame_rate=100.0,
+        audio_channels=1,
+        causal=True,
+        streaming=True,
+        lookahead_frames=0,
+        license_code="Apache-2.0",
+        parameters=2_610_951,
+        recipe="audio_fsq_nano",
+        tags=("encoder:cnn+lstm", "quantizer:fsq", "training:joint", "streamable:causal", "domain:speech"),
+    ),
+)
