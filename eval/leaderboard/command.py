@@ -1,43 +1,190 @@
-"""Build the site of all results: tables and plots in index.html, and a page for each tokenizer and codec."""
+"""Build the site of all results: tables and plots in index.html, and a page for each tokenizer and codec.
+
+The pages open from a disk, without a network. Reconstructions are made of the sample pack; with --data also of the worst items.
+"""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from eval.leaderboard.boards import RESULTS, load_results, make_boards, rank
+from eval.leaderboard.boards import RESULTS, Board, facts_of, load_results, make_boards, rank, worst_items
+from eval.leaderboard.gallery import Gallery, Unavailable, make_gallery
 from eval.leaderboard.index_page import make_index
+from eval.leaderboard.tokenizer_page import Measured, make_page
+from eval.leaderboard.words import slug
+from eval.reconstruction import dataset_of, open_corpus
+from eval.reported import Reported, reported_table
 from eval.results import Result
+from zoo.registry import find
 from zoo.whole_files import whole_folder
 
 __all__ = ["build_site", "main"]
 
+_PLACES = {"image": (None, range(12)), "audio": ("speech", range(0, 6, 2))}  # split and items of the sample pack
 
-def build_site(results: Sequence[Result], out: str | Path) -> list[Path]:
+
+def build_site(
+    results: Sequence[Result],
+    out: str | Path,
+    *,
+    reported: Sequence[Reported] = (),
+    packs: Mapping[str, str] | None = None,
+    reconstruct: bool = True,
+) -> list[Path]:
     """Write the site into a folder; all files are there, or none.
 
     Args:
         results: measured and reported ones.
         out: folder.
+        reported: figures of others, for tables of their own.
+        packs: name of a data set, as results have it -> where it lies; its worst items are shown then.
+        reconstruct: show what tokenizers make of the sample pack.
 
     Returns:
-        The files, `index.html` first.
+        The files.
+
+    Raises:
+        ValueError: a pack that no result is of, or that holds other items than were measured; as `rank`.
     """
     boards = [(board, [rank(board, column) for column in board.ranked]) for board in make_boards(results)]
-    reported = [result for result in results if result.status == "reported"]
-    pages: dict[str, str] = {}
+    packs = dict(packs or {})
+    unused = sorted(packs.keys() - {result.dataset.name for board, _ in boards for result in board.results})
+    if unused:
+        there = sorted({result.dataset.name for board, _ in boards for result in board.results})
+        raise ValueError(f"build_site: no result is of data {unused[0]!r}. Data sets there: {', '.join(there)}.")
+    reported = [*reported, *(figure for result in results if result.status == "reported" for figure in _figures(result))]
+    pages = _addresses([board for board, _ in boards])
+    sources = _Sources(packs)
     out = Path(out)
     with whole_folder(out) as folder:
         (folder / "index.html").write_text(make_index(boards, reported, pages), encoding="utf-8")
-        written = sorted(path.relative_to(folder) for path in folder.rglob("*.html"))
+        for name, address in pages.items():
+            measured = [
+                _measured(result, place, sources, reconstruct)
+                for place, (board, _) in enumerate(boards)
+                for result in board.results
+                if result.tokenizer == name
+            ]
+            page = make_page(name, _facts(measured[0].result), measured, [figure for figure in reported if figure.name == name])
+            (folder / address).parent.mkdir(exist_ok=True)
+            (folder / address).write_text(page, encoding="utf-8")
+        written = sorted((path.relative_to(folder) for path in folder.rglob("*.html")), key=lambda path: (len(path.parts), path))
     return [out / path for path in written]
 
 
+def _figures(result: Result) -> list[Reported]:
+    """The scores of a reported result as single figures."""
+    source = dict(result.source or {})
+    told = f"{source['paper']}, {source['table']}, {source['link']}"
+    data = f"{result.dataset.name}{f', {result.dataset.split}' if result.dataset.split else ''}; {result.protocol.id}"
+    return [
+        Reported(
+            name=result.tokenizer,
+            rate=", ".join(f"{key}={value}" for key, value in point.rate.items()),
+            score=name,
+            value=score.mean,
+            data=data,
+            source=told,
+        )
+        for point in result.points
+        for name, score in point.scores.items()
+        if score.mean is not None
+    ]
+
+
+def _addresses(boards: Sequence[Board]) -> dict[str, str]:
+    """A file for each tokenizer, in the order of the names; two names never share one, on any file system."""
+    out: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in sorted({result.tokenizer for board in boards for result in board.results}):
+        file, number = slug(name), 2
+        while file.lower() in taken:
+            file, number = f"{slug(name)}-{number}", number + 1
+        taken.add(file.lower())
+        out[name] = f"tokenizers/{file}.html"
+    return out
+
+
+def _facts(result: Result) -> Any:
+    return facts_of(result, next((entry for entry in find() if entry.name == result.tokenizer), None))
+
+
+class _Sources:
+    """The sample pack and the packs that were given, opened once and checked."""
+
+    def __init__(self, packs: Mapping[str, str]) -> None:
+        self.packs = packs
+        self._open: dict[tuple[Any, ...], Any] = {}
+
+    def samples(self, modality: str) -> tuple[Any, list[int]]:
+        split, numbers = _PLACES[modality]
+        key = ("samples", split, modality)
+        if key not in self._open:
+            self._open[key] = open_corpus("samples", split, modality)
+        return self._open[key], list(numbers)
+
+    def items(self, result: Result) -> Any:
+        """The items of a result; None where no pack was given.
+
+        Raises:
+            ValueError: the pack holds other items than were measured.
+        """
+        data = result.dataset
+        if data.name not in self.packs:
+            return None
+        key = (data.name, data.split, result.protocol.modality, data.limit)
+        if key not in self._open:
+            self._open[key] = open_corpus(self.packs[data.name], data.split, result.protocol.modality)
+        corpus, found = dataset_of(self._open[key], data.limit, data.name, data.split)
+        if found.sha256 != data.sha256:
+            raise ValueError(
+                f"build_site: {self.packs[data.name]} is not what {result.tokenizer} was measured on: it has {found.count} items "
+                f"with SHA-256 {found.sha256[:12]}, the result {data.count} with {data.sha256[:12]}. Give the same data, or none."
+            )
+        return corpus
+
+
+def _measured(result: Result, place: int, sources: _Sources, reconstruct: bool) -> Measured:
+    entry = _facts(result).entry
+    made: Gallery | str = "This site was built without reconstructions."
+    if result.protocol.modality not in _PLACES:
+        made = "Clips are not shown here."
+    elif reconstruct:
+        corpus, numbers = sources.samples(result.protocol.modality)
+        try:
+            made = make_gallery(result, corpus, numbers, entry=entry)
+        except Unavailable as error:
+            made = str(error)
+    worst: Gallery | str = f"To see them here, build the site with --data {result.dataset.name}=PLACE."
+    corpus = sources.items(result)
+    rows = worst_items(result)[1]
+    if corpus is None or not rows or result.protocol.modality not in _PLACES:
+        return Measured(result=result, place=place, samples=made, worst=worst, records={})
+    records = {row.key: corpus.record(row.item) for row in rows}
+    try:
+        worst = make_gallery(result, corpus, [row.item for row in rows], entry=entry)
+    except Unavailable as error:
+        worst = str(error)
+    return Measured(result=result, place=place, samples=made, worst=worst, records=records)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="zoo leaderboard", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="zoo leaderboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--results", type=Path, default=RESULTS, metavar="DIR", help="result files (default: those of the project)")
     add("--out", type=Path, default=Path("leaderboard"), metavar="DIR", help="folder to write (default: %(default)s)")
+    add(
+        "--data",
+        action="append",
+        default=[],
+        metavar="NAME=PLACE",
+        help="where a data set of the results lies, as for zoo eval: its worst items are shown; repeatable",
+    )
+    add("--tables-only", action="store_true", help="make no reconstructions")
     return parser
 
 
@@ -45,9 +192,18 @@ def main(argv: Sequence[str]) -> int:
     """Run `zoo leaderboard`.
 
     Raises:
-        ValueError, OSError: as `load_results` and `rank`; nothing is written then.
+        ValueError, OSError, ModuleNotFoundError: as `load_results`, `build_site` and `open_corpus`; nothing is written then.
     """
     args = _parser().parse_args(argv)
-    for path in build_site(load_results(args.results), args.out):
+    packs = {}
+    for text in args.data:
+        name, sign, place = text.partition("=")
+        if not (sign and name and place):
+            raise ValueError(f"zoo leaderboard: --data {text!r}. Write NAME=PLACE, such as images128_release=packs/images128.")
+        packs[name] = place
+    results = load_results(args.results)
+    own = args.results.resolve() == RESULTS.resolve()
+    paths = build_site(results, args.out, reported=reported_table() if own else (), packs=packs, reconstruct=not args.tables_only)
+    for path in paths:
         sys.stdout.write(f"{path}\n")
     return 0

@@ -7,10 +7,13 @@ from html import escape
 from eval.leaderboard.boards import CODEC, Board, Column, Ranking, Row
 from eval.leaderboard.plots import draw_plot, rate_lines, speed_lines
 from eval.leaderboard.words import (
+    DASH,
     MODALITIES,
     bits_unit,
     board_title,
+    breakable,
     compared_text,
+    figures_table,
     fill,
     interval_text,
     items_text,
@@ -21,8 +24,7 @@ from eval.leaderboard.words import (
     score_title,
     yes_no,
 )
-from eval.rates import rate_text
-from eval.results import Result
+from eval.reported import Reported
 from zoo import __version__
 
 __all__ = ["board_data", "make_index"]
@@ -35,12 +37,12 @@ _NOTE = (
 )
 
 
-def make_index(boards: Sequence[Ranked], reported: Sequence[Result], pages: Mapping[str, str]) -> str:
+def make_index(boards: Sequence[Ranked], reported: Sequence[Reported], pages: Mapping[str, str]) -> str:
     """Write the page.
 
     Args:
         boards: with the ranking of every ranked column, in that order.
-        reported: results that others published.
+        reported: figures that others published.
         pages: name of a tokenizer -> address of its page.
     """
     sections = []
@@ -135,7 +137,7 @@ def _controls(name: str, board: Board, rankings: Sequence[Ranking]) -> str:
         return f'<label>{title}<select name="{key}">{inner}</select></label>'
 
     def of(key: str, title: str, values: Sequence[str]) -> str:
-        there = sorted({value for value in values if value != "\u2013"}, key=str.lower)
+        there = sorted({value for value in values if value != DASH}, key=str.lower)
         return select(key, title, [("", "all"), *((value, value) for value in there)])
 
     def most(key: str, title: str) -> str:
@@ -152,7 +154,7 @@ def _controls(name: str, board: Board, rankings: Sequence[Ranking]) -> str:
         + "<fieldset><legend>Filter</legend>"
         + '<label>Name<input type="search" name="name" autocomplete="off"></label>'
         + of("kind", "Kind", [fact.kind for fact in facts])
-        + of("family", "Family", [fact.family or "\u2013" for fact in facts])
+        + of("family", "Family", [fact.family or DASH for fact in facts])
         + of("licence", "Licence of weights", [licence_text(row) for row in rows])
         + of("causal", "Causal", [yes_no(fact.causal) for fact in facts])
         + most("bits", f"At most {bits_unit(board.modality)}")
@@ -211,7 +213,7 @@ def _head(
 def _cell(key: str, label: str, html: str, *, value: object = None, kind: str = "", score: str = "") -> str:
     data = "" if value is None else f' data-value="{escape(str(value))}"'
     extra = f' data-score="{escape(score)}"' if score else ""
-    names = " ".join(filter(None, (key, kind, "none" if html == "\u2013" else "")))
+    names = " ".join(filter(None, (key, kind, "none" if html == DASH else "")))
     return f'<td role="cell" class="{names}" data-label="{escape(label)}"{extra}{data}>{html}</td>'
 
 
@@ -221,11 +223,11 @@ def _row(i: int, board: Board, first: Ranking | None, pages: Mapping[str, str]) 
     parameters = 0 if codec else facts.parameters
     family = facts.family or ("codec" if codec else "unknown")
     rank = first.ranks.get(i) if first else None
-    name = escape(row.name).replace("_", "_<wbr>")
+    name = breakable(row.name)
     if row.result.tokenizer in pages:
         name = f'<a href="{escape(pages[row.result.tokenizer])}">{name}</a>'
     cells = [
-        _cell("rank", "rank", "\u2013" if rank is None else str(rank), value=rank),
+        _cell("rank", "rank", DASH if rank is None else str(rank), value=rank),
         f'<th role="rowheader" scope="row" class="name" data-value="{escape(row.name)}">{name}</th>',
         _cell("rate", "rate", escape(row.rate), value=row.rate),
         _cell("bits", "bits per second" if board.modality == "audio" else "bits per pixel", number(row.bits), value=row.bits),
@@ -237,7 +239,7 @@ def _row(i: int, board: Board, first: Ranking | None, pages: Mapping[str, str]) 
         _cell("family", "family", escape(family), value=family),
         _cell("licence", "licence of weights", escape(licence_text(row)), value=licence_text(row)),
         _cell("causal", "causal", yes_no(facts.causal), value=yes_no(facts.causal)),
-        _cell("parameters", "parameters", "\u2013" if codec else parameters_text(parameters), value=parameters),
+        _cell("parameters", "parameters", DASH if codec else parameters_text(parameters), value=parameters),
         _cell("speed", "items a second", number(row.round_trips), value=row.round_trips),
     ]
     data = {
@@ -292,37 +294,11 @@ def _plots(board: Board) -> str:
 # -- reported figures ------------------------------------------------------------------------------------------------
 
 
-def _reported(results: Sequence[Result]) -> str:
-    """Figures of others, by data set and protocol, in the order of names and without ranks."""
-    if not results:
+def _reported(figures: Sequence[Reported]) -> str:
+    if not figures:
         return ""
-    groups: dict[str, list[Result]] = {}
-    for result in sorted(results, key=lambda result: (result.protocol.modality, result.tokenizer)):
-        groups.setdefault(f"{MODALITIES[result.protocol.modality]}, {board_title(result)}", []).append(result)
-    parts = [
-        '<section id="reported"><h2>Reported by others</h2>',
-        '<p class="soft">Figures from papers, as printed there. They were not measured here and their protocols differ in ways '
-        "that are not written down: they have no ranks and no intervals.</p>",
-    ]
-    for title, group in groups.items():
-        names = list(dict.fromkeys(name for result in group for point in result.points for name in point.scores))
-        head = "".join(f'<th scope="col">{escape(text)}</th>' for text in ("Tokenizer", "Rate", *names, "Source"))
-        rows = [
-            f'<tr><th scope="row">{escape(result.tokenizer)}</th><td>{escape(rate_text(dict(point.rate)))}</td>'
-            + "".join(f"<td>{escape(score_text(point.scores.get(name)))}</td>" for name in names)
-            + f"<td>{_source(result)}</td></tr>"
-            for result in group
-            for point in result.points
-        ]
-        parts.append(
-            f'<h3>{escape(title)}</h3><div class="scroll" role="region" tabindex="0" aria-label="{escape(title)}">'
-            f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-        )
-    return "\n".join([*parts, "</section>"])
-
-
-def _source(result: Result) -> str:
-    source = dict(result.source or {})
-    text = escape(f"{source.get('paper', '')}, {source.get('table', '')}")
-    link = source.get("link", "")
-    return f'<a href="{escape(link)}">{text}</a>' if link.startswith(("https://", "http://")) else text
+    return (
+        '<section id="reported"><h2>Reported by others</h2>\n'
+        '<p class="soft">Figures from papers and their code, as printed there. They were not measured here, and their protocols '
+        f"differ in ways that are not written down: they have no ranks and no intervals.</p>\n{figures_table(figures)}</section>"
+    )

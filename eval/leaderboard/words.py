@@ -1,20 +1,25 @@
 """How the pages speak of numbers, rows and scores, and how a page is put together."""
 
 import re
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
 
 from eval.leaderboard.boards import CODEC, Board, Column, Ranking, Row
+from eval.reported import Reported
 from eval.results import Result, Score
 from zoo.registry import Entry
 
 __all__ = [
+    "DASH",
     "MODALITIES",
     "bits_unit",
     "board_title",
+    "breakable",
     "compared_text",
     "difference_text",
+    "figures_table",
     "fill",
     "interval_text",
     "items_text",
@@ -29,6 +34,7 @@ __all__ = [
 ]
 
 MODALITIES = {"image": "Pictures", "video": "Video", "audio": "Sound"}
+DASH = "\u2013"
 _MINUS = "\u2212"
 _VERDICTS = {
     "better": "better than",
@@ -41,7 +47,7 @@ _VERDICTS = {
 def number(value: float | None, *, sign: bool = False) -> str:
     """Four digits at most, with a true minus sign; a dash for None."""
     if value is None:
-        return "\u2013"
+        return DASH
     text = f"{value:{'+' if sign else ''}.4g}"
     if "e" in text and 1e4 <= abs(value) < 1e9:
         text = f"{float(text):{'+' if sign else ''},.0f}"
@@ -55,7 +61,7 @@ def interval_text(ci95: tuple[float, float]) -> str:
 def score_text(score: Score | None) -> str:
     """A score without its interval; failures are told."""
     if score is None:
-        return "\u2013"
+        return DASH
     failed = f" ({score.failed} failed)" if score.failed else ""
     return f"{number(score.mean)}{failed}"
 
@@ -89,7 +95,7 @@ def compared_text(board: Board, ranking: Ranking, i: int) -> str:
 
 def parameters_text(count: int | None) -> str:
     if count is None:
-        return "\u2013"
+        return DASH
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -97,13 +103,13 @@ def parameters_text(count: int | None) -> str:
 
 
 def yes_no(value: bool | None) -> str:
-    return {True: "yes", False: "no", None: "\u2013"}[value]
+    return {True: "yes", False: "no", None: DASH}[value]
 
 
 def licence_text(row: Row) -> str:
     """Licence of the weights; a dash for codecs, "unknown" where nobody stated one."""
     if row.facts.kind == CODEC:
-        return "\u2013"
+        return DASH
     return (row.facts.licence or "unknown").removeprefix("LicenseRef-")
 
 
@@ -130,6 +136,41 @@ def tokens_text(entry: Entry) -> str:
     kind = "codes" if entry.discrete else "latents"
     order = "any prefix decodes" if entry.ordered else "any depth decodes" if entry.residual else "one rate"
     return f"{entry.layout} {kind}, {order}"
+
+
+def figures_table(figures: Sequence[Reported], *, names: bool = True) -> str:
+    """Reported figures as tables, one for each data set as their authors name it: in the order of the names, without ranks."""
+    groups: dict[str, list[Reported]] = {}
+    for figure in figures:
+        groups.setdefault(figure.data, []).append(figure)
+    parts = []
+    for data, group in sorted(groups.items()):
+        scores = list(dict.fromkeys(figure.score for figure in group))
+        rows: dict[tuple[str, str, str], dict[str, float]] = {}
+        for figure in sorted(group, key=lambda figure: figure.name):
+            rows.setdefault((figure.name, figure.rate, figure.source), {})[figure.score] = figure.value
+        titles = [*(["Tokenizer"] if names else []), "Rate", *scores, "Source"]
+        head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+        body = []
+        for (name, rate, source), values in rows.items():
+            first = f'<th scope="row">{breakable(name)}</th>' if names else ""
+            cells = "".join(f"<td>{number(values.get(score))}</td>" for score in scores)
+            body.append(f'<tr>{first}<td>{escape(rate) or DASH}</td>{cells}<td class="text">{_linked(source)}</td></tr>')
+        parts.append(
+            f'<h3>{escape(data)}</h3><div class="scroll" role="region" tabindex="0" aria-label="{escape(data)}">'
+            f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        )
+    return "\n".join(parts)
+
+
+def _linked(source: str) -> str:
+    """A source; an address in it becomes a link, and no other address is one."""
+    return re.sub(r"https?://[^\s,;\"<>]+", lambda match: f'<a href="{match[0]}">{match[0]}</a>', escape(source))
+
+
+def breakable(name: str) -> str:
+    """A name as HTML that may be broken after an underscore."""
+    return escape(name).replace("_", "_<wbr>")
 
 
 def slug(name: str) -> str:

@@ -1,100 +1,20 @@
-"""The leaderboard: what stands in one table, ranks and paired differences, and the pages without a browser."""
+"""What stands in one table, ranks, paired differences, and what plots and script are given."""
 
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import replace
-from html.parser import HTMLParser
-from typing import Any
 
 import numpy as np
 import pytest
 
 from eval.leaderboard.boards import CODEC, load_results, make_boards, rank, worst_items
-from eval.leaderboard.command import build_site
 from eval.leaderboard.index_page import board_data
 from eval.leaderboard.plots import rate_lines, speed_lines
 from eval.leaderboard.words import compared_text, number, parameters_text, slug
-from eval.protocols import get_protocol
-from eval.results import Dataset, ItemRow, Point, Result, Score, Speed
-from zoo.cli import main
 
 PSNR = {"unit": "dB", "better": "higher", "data_range": 255}
 KID = {"unit": "1/1000", "better": "lower", "sha256": "aa"}
-
-
-def rows_of(values: Mapping[str, list[float]]) -> tuple[ItemRow, ...]:
-    """Items of each rate, from its PSNR values; NaN failed."""
-    return tuple(
-        ItemRow(item=i, key=f"picture_{i}", rate=rate, scores={"psnr_db": value})
-        for rate, column in values.items()
-        for i, value in enumerate(column)
-    )
-
-
-def measured(name: str, values: Mapping[str, list[float]], *, bits: Mapping[str, float], **changes: Any) -> Result:
-    """A result with the given PSNR of every item at each rate, and a KID that is -PSNR."""
-    points = []
-    for rate, column in values.items():
-        good = [value for value in column if not math.isnan(value)]
-        mean = float(np.mean(good))
-        scores = {
-            "psnr_db": Score(mean=mean, ci95=(mean - 1, mean + 1), n=len(good), failed=len(column) - len(good)),
-            "kid_mbv2": Score(mean=-mean, n=len(column)),
-        }
-        key, _, number_of = rate.partition("=")
-        points.append(Point(rate={key: int(number_of)} if number_of else {}, bits_per_pixel=bits[rate], scores=scores))
-    facts: dict[str, Any] = {
-        "tokenizer": name,
-        "weights_sha256": "00",
-        "dataset": Dataset(name="pack", split="val", count=len(next(iter(values.values()))), total=99, sha256="dd"),
-        "protocol": replace(get_protocol("image-64-v1"), scorers={"psnr_db": PSNR, "kid_mbv2": KID}),
-        "points": tuple(points),
-        "speed": Speed(encode_items_per_s=30.0, decode_items_per_s=60.0, device="cpu", dtype="float32", batch=8, threads=1),
-        "environment": {"torch": "2", "date": "2026-01-01"},
-        "items": rows_of(values),
-    }
-    return Result(**{**facts, **changes})
-
-
-def noisy(mean: float, seed: int, *, spread: float = 1.0, count: int = 40) -> list[float]:
-    return (mean + spread * np.random.default_rng(seed).standard_normal(count)).tolist()
-
-
-PICTURES = noisy(0, 1, spread=5)  # how hard each picture is, shared by all tokenizers
-
-
-def on_pictures(mean: float, seed: int) -> list[float]:
-    return [mean + hard + own for hard, own in zip(PICTURES, noisy(0, seed, spread=0.3), strict=True)]
-
-
-@pytest.fixture(scope="module")
-def results() -> list[Result]:
-    flexible = {"tokens=1": noisy(12.0, 4), "tokens=32": on_pictures(28.0, 4)}
-    codec = {"quality=10": on_pictures(24.0, 5), "quality=90": on_pictures(36.0, 6)}
-    return [
-        measured("near", {"full": on_pictures(25.0, 2)}, bits={"full": 1.0}),
-        measured("same", {"full": on_pictures(25.0, 3)}, bits={"full": 1.0}),
-        measured("flextok_nano", flexible, bits={"tokens=1": 0.1, "tokens=32": 0.5}),
-        measured("jpeg", codec, bits={"quality=10": 0.6, "quality=90": 3.0}, weights_sha256=None),
-    ]
-
-
-@pytest.fixture(scope="module")
-def reported(results) -> Result:
-    point = Point(rate={}, bits_per_pixel=0.5, scores={"psnr_db": Score(mean=99.0, n=0 + 1)})
-    return replace(
-        results[0],
-        tokenizer="paper_model",
-        status="reported",
-        weights_sha256=None,
-        speed=None,
-        environment=None,
-        items=(),
-        points=(point,),
-        source={"paper": "A <paper>", "table": "table 3", "link": "https://example.org/paper"},
-    )
 
 
 def test_another_protocol_or_data_gives_another_board(results, reported):
@@ -187,7 +107,7 @@ def test_scores_without_items_have_no_interval(results):
     assert "no interval: no items beside the result" in compared_text(bare, ranking, ranking.order[1])
 
 
-def test_failed_items_are_left_out_of_both_sides():
+def test_failed_items_are_left_out_of_both_sides(measured):
     values = {"a": [20.0, math.nan, 22.0, 30.0], "b": [19.0, 5.0, 21.0, 29.0]}
     board = make_boards([measured(name, {"full": column}, bits={"full": 1.0}) for name, column in values.items()])[0]
     difference = rank(board, board.columns[0]).difference(0, 1)
@@ -209,7 +129,7 @@ def test_what_is_no_quality_is_not_ranked(results):
         rank(board, board.columns[2])
 
 
-def test_the_worst_items_are_of_the_last_rate_and_failures_come_first():
+def test_the_worst_items_are_of_the_last_rate_and_failures_come_first(measured):
     values = {"tokens=1": [1.0, 2.0, 3.0, 4.0], "tokens=2": [30.0, 10.0, math.nan, 20.0]}
     result = measured("a", values, bits={"tokens=1": 1.0, "tokens=2": 2.0})
     score, worst = worst_items(result, count=3)
@@ -261,91 +181,6 @@ def test_numbers_have_four_digits(value, text):
 def test_sizes_and_file_names():
     assert [parameters_text(count) for count in (None, 12, 1_870_000, 2_500_000_000)] == ["–", "12", "1.87 M", "2.5 B"]
     assert [slug(name) for name in ("flextok_nano", "org/name v2", "../..")] == ["flextok_nano", "org-name-v2", "unnamed"]
-
-
-class Page(HTMLParser):
-    """What a page holds: tables with their cells, addresses, ids."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tables: list[list[list[str]]] = []
-        self.addresses: list[tuple[str, str]] = []
-        self.ids: list[str] = []
-        self.texts: list[str] = []
-        self.cell = False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        self.ids += [values["id"]] if "id" in values else []
-        self.addresses += [(tag, values[key]) for key in ("src", "href", "srcset", "poster", "action") if key in values]
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr" and self.tables:
-            self.tables[-1].append([])
-        self.cell = tag in ("td", "th") or (self.cell and tag in ("a", "small", "wbr"))
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag):
-        self.cell = self.cell and tag not in ("td", "th")
-
-    def handle_data(self, data):
-        self.texts.append(data)
-        if self.cell:
-            self.tables[-1][-1][-1] += data
-
-
-@pytest.fixture(scope="module")
-def site(results, reported, tmp_path_factory):
-    out = tmp_path_factory.mktemp("site")
-    hostile = replace(results[0], tokenizer="<img src=x onerror=alert(1)>", environment={"torch": "2"})
-    other = replace(results[1], dataset=replace(results[1].dataset, sha256="ee", name="other"))
-    build_site([*results, other, hostile, reported], out)
-    return out
-
-
-def test_each_board_is_a_table_of_its_own_and_reported_figures_are_apart(site):
-    page = Page((site / "index.html").read_text())
-    boards, other, reported = page.tables
-    assert [row[1] for row in boards[1:]].count("same") == 1
-    assert [row[1] for row in other[1:]] == ["same"]
-    assert len(boards) == 1 + 7
-    assert reported[0] == ["Tokenizer", "Rate", "psnr_db", "Source"]
-    assert reported[1] == ["paper_model", "full", "99", "A <paper>, table 3"]
-    assert all("paper_model" not in cell for table in (boards, other) for row in table for cell in row)
-    assert [row[0] for row in boards[1:]] == ["1", "2", *[row[0] for row in boards[3:-1]], "7"]
-    assert all(len(row) == len(boards[0]) for row in boards)
-
-
-def test_the_site_needs_nothing_else_and_names_cannot_break_it(site):
-    for path in site.rglob("*.html"):
-        text = path.read_text()
-        page = Page(text)
-        outside = [(tag, address) for tag, address in page.addresses if "//" in address and not address.startswith("data:")]
-        assert all(tag == "a" for tag, _ in outside)
-        assert "<img src=x" not in text
-        assert "@import" not in text
-        assert not re.search(r"url\((?!['\"]?data:)", text)
-        assert len(page.ids) == len(set(page.ids))
-
-
-def test_the_command_writes_the_site(results, tmp_path, capsys):
-    for result in results[:2]:
-        result.save(tmp_path / "results" / result.tokenizer / "pack.json")
-    assert main(["leaderboard", "--results", str(tmp_path / "results"), "--out", str(tmp_path / "site")]) == 0
-    printed = capsys.readouterr().out.split()
-    assert printed[0] == str(tmp_path / "site" / "index.html")
-    assert sorted(printed) == sorted(str(path) for path in (tmp_path / "site").rglob("*") if path.is_file())
-
-
-def test_mistakes_are_told(tmp_path, capsys):
-    assert main(["leaderboard", "--results", str(tmp_path / "none"), "--out", str(tmp_path / "site")]) == 2
-    assert "no folder" in capsys.readouterr().err
-    (tmp_path / "empty").mkdir()
-    assert main(["leaderboard", "--results", str(tmp_path / "empty"), "--out", str(tmp_path / "site")]) == 2
-    assert "holds no .json files" in capsys.readouterr().err
-    assert not (tmp_path / "site").exists()
 
 
 def test_the_stored_results_can_be_read():
