@@ -328,6 +328,9 @@ SMALL: dict[str, Small] = {
             strides=(2, 3), widths=(4, 8), latent_channels=4, num_codebooks=1 if entry["levels"] else 3,
             codebook_size=60 if entry["levels"] else 16, levels=entry["levels"] and (5, 4, 3),
         ),
+        loss=_wave_loss,
+        step=lambda tok, data: tok.decode_vectors(tok.quantizer.decode(data)),
+    ),
     "rqvae": Small(
         config=lambda entry: dict(
             _CNN, codebook_sizes=(32,) * len(entry["codebook_sizes"]), latent_channels=8, z_channels=8, attention_sides=(4,)
