@@ -65,7 +65,7 @@ def compare(tok: Tokenizer, *, seconds: float, calls: int = 3) -> Comparison:
     Raises:
         ValueError: a family that holds no class of the library, or one that works in chunks of its own.
     """
-    if tok.info.family not in ("dac", "encodec", "mimi") or not tok.info.streaming:
+    if tok.info.family not in ("dac", "encodec", "mimi") or getattr(tok.config, "chunk_samples", None) is not None:
         raise ValueError(f"eval.codec_speed: {tok.info.name} has no plain class to compare with. Allowed: dac, encodec, mimi.")
     hop = tok.info.downsample[0]
     length = max(1, int(seconds * tok.info.sample_rate) // hop) * hop

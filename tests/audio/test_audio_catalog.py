@@ -19,7 +19,8 @@ def test_entries_are_found_by_their_axes_and_rates():
 
     assert names(tags="streamable:causal") == {"encodec_24khz", "mimi_24khz", "mimi_24khz_moshi"} == names(causal=True)
     assert names(tags="domain:music") == {"encodec_32khz", "encodec_48khz"}
-    assert names(streaming=False) == {"encodec_48khz"}
+    assert names(tags="streamable:chunks") == {"encodec_48khz"}
+    assert names(streaming=False) == set()
     assert names(audio_channels=2) == {"encodec_48khz"}
     assert names(max_bits_per_second=3000) == {"encodec_32khz"}
     assert names(min_frame_rate=100) == {"encodec_48khz"}

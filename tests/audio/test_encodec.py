@@ -161,8 +161,6 @@ def test_scales_are_checked_and_counted(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             tok.decode(replace(tokens, side=side))
-    with pytest.raises(ValueError, match="needs the whole signal"):
-        tok.stream()
 
 
 def test_rates():
@@ -191,6 +189,53 @@ def test_a_stream_gives_the_whole(causal, depth):
         parts = list(stream.encode_all(x.split(sizes, 2)))
         assert torch.equal(Tokens.join(parts).data, whole.data)
         close(torch.cat(list(stream.decode_all(parts)), 2), tok.decode(whole), 1e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("overlap", [0.01, 0.3, 0.0])
+def test_a_stream_of_chunks_gives_the_whole(overlap, normalize):
+    """Also those whose last chunk is a few samples, or ends before the one before it."""
+    tok = small(**{**CHUNKED, "chunk_samples": 500, "strides": (5, 2), "overlap": overlap, "normalize": normalize})
+    draws, step = random.Random(1), tok.config.chunk_step
+    for length in (1, 499, 500, 501, step + 1, 2 * step + 1, 2 * step + 500, 1777):
+        x = sound(length, b=2, channels=2, seed=length)
+        whole = tok.encode(x, depth=2)
+        for largest in (60, 900):
+            sizes = []
+            while sum(sizes) < length:
+                sizes.append(min(draws.randint(1, largest), length - sum(sizes)))
+            stream = tok.stream(depth=2)
+            parts = list(stream.encode_all(x.split(sizes, 2)))
+            again = Tokens.join(parts)
+            assert torch.equal(again.data, whole.data)
+            assert again.extent.tolist() == whole.extent.tolist()
+            assert again.side.keys() == whole.side.keys()
+            assert all(torch.equal(value, whole.side[key]) for key, value in again.side.items())
+            close(torch.cat(list(stream.decode_all(parts)), 2), tok.decode(whole), 1e-5)
+
+
+def test_a_stream_of_chunks_answers_with_each_chunk_and_forgets():
+    tok = small(**{**CHUNKED, "chunk_samples": 500, "strides": (5, 2)})
+    stream, given, samples = tok.stream(), 0, 0
+    for i in range(1, 41):
+        tokens = stream.encode(sound(100, channels=2, seed=i))
+        given += 0 if tokens is None else tokens.positions[0]
+        whole = max(0, (100 * i - 500) // 495 + 1)
+        assert given == 50 * whole, "a chunk is given as soon as it is whole"
+        assert given >= 10 * i - tok.info.lookahead_frames
+        if tokens is not None:
+            samples += stream.decode(tokens).shape[2]
+        assert samples == 495 * whole
+        assert sum(part.untyped_storage().size() for part in stream.gathered) <= 4 * 2 * 600
+
+
+def test_a_stream_of_chunks_refuses_what_is_cut_inside_a_chunk():
+    tok = small(**{**CHUNKED, "chunk_samples": 500, "strides": (5, 2)})
+    tokens = tok.encode(sound(1200, channels=2))
+    with pytest.raises(ValueError, match=r"stream\.decode: chunk 0 has 20 positions and 3 scales\. Needed: 50 positions"):
+        tok.stream().decode(replace(tokens, data=tokens.data[:, :20]), last=True)
+    with pytest.raises(ValueError, match=r"stream\.decode: tokens have no side tensor 'scale'"):
+        tok.stream().decode(replace(tokens, side={}), last=True)
 
 
 @pytest.mark.parametrize(("pad_mode", "wait"), [("reflect", 6), ("constant", 0)])

@@ -6,7 +6,7 @@ Paper: Défossez et al., "High Fidelity Neural Audio Compression", arXiv 2210.13
 What is mended here: any length comes back exactly; the 24 kHz model streams both ways with the numbers of the whole signal, as the
 paper promises; hours run at constant memory, the LSTM's state going on from piece to piece; every depth of codes can be asked for.
 Its layers mirror the start of the signal, so the first six positions wait for the seventh; from there on nothing looks ahead.
-The 48 kHz model normalises the loudness of chunks of a second; the scales travel in `Tokens.side["scale"]`.
+The 48 kHz model normalises the loudness of chunks of a second; the scales travel in `Tokens.side["scale"]`. It streams by chunks.
 """
 
 import math
@@ -25,10 +25,11 @@ from zoo.layers.pieces import Chain, ElementStep, run
 from zoo.layers.seanet import prepared, residual_codes, seanet_chain
 from zoo.layers.weight_norm import fold_weight_norm, remove_weight_norm
 from zoo.registry import Entry
+from zoo.streaming import Stream
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 
-__all__ = ["Encodec", "EncodecConfig"]
+__all__ = ["Encodec", "EncodecChunkStream", "EncodecConfig"]
 
 _PIECE = 150  # positions of a piece of a whole signal
 
@@ -115,7 +116,9 @@ class EncodecConfig(Config):
 
     @property
     def lookahead(self) -> int:
-        """Later positions that a code or a sample may depend on, without chunks; of a causal model only the first of all."""
+        """Later positions that a code or a sample may depend on; of a causal model only the first of all."""
+        if self.chunk_samples is not None:  # the rest of the chunk and of the next one, which a sample may lie in too
+            return -(-self.chunk_samples // self.hop) - 1 + -(-(self.chunk_samples - self.chunk_step) // self.hop)
         if self.causal:
             return max(self.kernel, self.last_kernel) - 1 if self.pad_mode == "reflect" else 0
         unit = sum((self.residual_kernel - 1) * self.dilation_growth**j // 2 for j in range(self.residual_layers))
@@ -177,7 +180,7 @@ class Encodec(Tokenizer):
 
     @classmethod
     def layout_of(cls, config: EncodecConfig) -> dict[str, Any]:
-        frame_rate, streaming = config.sample_rate / config.hop, config.chunk_samples is None
+        frame_rate = config.sample_rate / config.hop
         return {
             "modality": "audio",
             "layout": "1d",
@@ -191,9 +194,9 @@ class Encodec(Tokenizer):
             "sample_rate": config.sample_rate,
             "frame_rate": frame_rate,
             "audio_channels": config.channels,
-            "causal": config.causal and streaming,
-            "streaming": streaming,
-            "lookahead_frames": config.lookahead if streaming else None,
+            "causal": config.causal and config.chunk_samples is None,
+            "streaming": True,
+            "lookahead_frames": config.lookahead,
         }
 
     @classmethod
@@ -279,73 +282,183 @@ class Encodec(Tokenizer):
     def _grid(self, size: tuple[int, ...]) -> tuple[int, ...]:
         return (sum(positions for _, positions in self.config.chunks(size[0])),)
 
+    def _span(self, positions: int) -> int:
+        config = self.config
+        if config.chunk_samples is None:
+            return super()._span(positions)
+        whole, rest = divmod(positions, -(-config.chunk_samples // config.hop))
+        before = (whole - 1) * config.chunk_step + config.chunk_samples if whole else 0
+        return max(before, whole * config.chunk_step + min(rest * config.hop, config.chunk_samples) if rest else 0)
+
     def _side_bits(self, extent: tuple[int, ...]) -> float:
         return 32.0 * len(self.config.chunks(extent[0])) if self.config.normalize else 0.0
 
-    def _chunks(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each chunk of a signal with its loudness `(b, 1, 1)`: the root mean square of its mean over channels."""
+    def _chunks(self, x: Tensor) -> Iterator[Tensor]:
+        """Each chunk of a signal."""
         for start, _ in self.config.chunks(x.shape[2]):
-            chunk = x[..., start : start + self.config.chunk_samples]
-            yield chunk, chunk.mean(1, keepdim=True).square().mean(2, keepdim=True).sqrt() + 1e-8
+            yield x[..., start : start + self.config.chunk_samples]
 
     def _side(self, x: Tensor) -> dict[str, Tensor]:
-        if not self.config.normalize:
-            return {}
-        return {"scale": torch.cat([scale[:, 0].float() for _, scale in self._chunks(x)], 1)}
+        return {"scale": torch.cat([_loudness(chunk) for chunk in self._chunks(x)], 1)} if self.config.normalize else {}
+
+    def _chunk_codes(self, chunk: Tensor, depth: int | None) -> Tensor:
+        """Codes `(b, d, n)` of one chunk."""
+        if self.config.normalize:
+            chunk = chunk / _loudness(chunk)[..., None].to(chunk.dtype)
+        return run(self._coder(depth), chunk, piece=chunk.shape[2])
+
+    def _chunk_sound(self, codes: Tensor, scale: Tensor | None) -> Tensor:
+        """Sound of one chunk, at its loudness `(b,)`."""
+        y = run(self._decoder(), codes, piece=codes.shape[2])
+        return y if scale is None else y * scale[:, None, None].to(y.dtype)
 
     def _encode(self, x: Tensor, *, tokens: int | None, depth: int | None, generator: torch.Generator | None) -> Tensor:
         if self.config.chunk_samples is None:
             return run(self._coder(depth), x, piece=_PIECE * self.config.hop).transpose(1, 2)
-        codes = [
-            run(self._coder(depth), chunk / scale if self.config.normalize else chunk, piece=self.config.chunk_samples)
-            for chunk, scale in self._chunks(x)
-        ]
-        return torch.cat(codes, 2).transpose(1, 2)
+        return torch.cat([self._chunk_codes(chunk, depth) for chunk in self._chunks(x)], 2).transpose(1, 2)
 
     def _decode(self, tokens: Tokens, size: tuple[int, ...]) -> Tensor:
         codes = tokens.data.transpose(1, 2)
         if self.config.chunk_samples is None:
             return run(self._decoder(), codes, piece=_PIECE)
-        parts = list(self._decoded_chunks(codes, tokens.side.get("scale"), size[0]))
-        if len(parts) == 1:
-            return parts[0][1]
-        # Chunks fade into each other with weights of a triangle as long as the first; where one stands alone it is as it was.
-        longest = parts[0][1].shape[2]
-        weight = 0.5 - (torch.linspace(0, 1, longest + 2, device=codes.device)[1:-1] - 0.5).abs()
-        end = max(start + y.shape[2] for start, y in parts)
-        out = parts[0][1].new_zeros(*parts[0][1].shape[:2], end)
-        total = weight.new_zeros(end)
-        for start, y in parts:
-            stop, part = start + y.shape[2], weight[: y.shape[2]]
-            out[..., start:stop] += y * part.to(y.dtype)
-            total[start:stop] += part
-        return out / total.to(out.dtype)
-
-    def _decoded_chunks(self, codes: Tensor, scales: Tensor | None, length: int) -> Iterator[tuple[int, Tensor]]:
-        """First sample and signal of each chunk."""
-        at = 0
-        for i, (start, positions) in enumerate(self.config.chunks(length)):
-            y = run(self._decoder(), codes[..., at : at + positions], piece=positions)
+        scales, chunks, fade = tokens.side.get("scale"), self.config.chunks(size[0]), _Fade(self.config.chunk_step)
+        parts, at = [], 0
+        for i, (_, positions) in enumerate(chunks):
+            y = self._chunk_sound(codes[..., at : at + positions], None if scales is None else scales[:, i])
+            parts.append(fade.push(y, last=i == len(chunks) - 1))
             at += positions
-            yield start, y if scales is None else y * scales[:, i, None, None].to(y.dtype)
+        return torch.cat(parts, 2)
 
     def _check_tokens(self, tokens: Tokens) -> None:
         super()._check_tokens(tokens)
-        if not self.config.normalize:
-            return
-        name, scale = f"{self.info.name}.decode", tokens.side.get("scale")
-        if scale is None or scale.ndim != 2:
-            raise ValueError(f"{name}: tokens have no side tensor 'scale' (batch, chunks). Keep `side` of what encode() gives.")
+        name = f"{self.info.name}.decode"
+        scales = self._scales(name, tokens)
         most = max(len(self.config.chunks(int(extent))) for extent in tokens.extent[:, 0].tolist())
-        if scale.shape[1] < most:
-            raise ValueError(f"{name}: side 'scale' holds {scale.shape[1]} numbers an item. Needed: {most}, one for each chunk.")
-        if not bool(torch.isfinite(scale).all()):
-            raise ValueError(f"{name}: side 'scale' holds NaN or infinity.")
+        if scales is not None and scales.shape[1] < most:
+            raise ValueError(f"{name}: side 'scale' holds {scales.shape[1]} numbers an item. Needed: {most}, one for each chunk.")
 
-    def _stream(self, *, depth: int | None = None) -> CodecStream:
+    def _scales(self, name: str, tokens: Tokens) -> Tensor | None:
+        """Loudness `(b, chunks)` of the chunks, None where the model has none.
+
+        Raises:
+            ValueError: it is missing, or not finite.
+        """
+        if not self.config.normalize:
+            return None
+        scales = tokens.side.get("scale")
+        if scales is None or scales.ndim != 2:
+            raise ValueError(f"{name}: tokens have no side tensor 'scale' (batch, chunks). Keep `side` of what encode() gives.")
+        if not bool(torch.isfinite(scales).all()):
+            raise ValueError(f"{name}: side 'scale' holds NaN or infinity.")
+        return scales
+
+    def _stream(self, *, depth: int | None = None) -> Stream:
         if depth is not None:
             self._check_depth(depth)
+        if self.config.chunk_samples is not None:
+            return EncodecChunkStream(self, depth=depth)
         return CodecStream(self, encoder=self._coder(depth), decoder=self._decoder())
+
+
+# -- chunks ------------------------------------------------------------------------------------------------------------------------
+
+
+def _loudness(chunk: Tensor) -> Tensor:
+    """Root mean square `(b, 1)`, float32, of the mean over channels."""
+    return (chunk.mean(1, keepdim=True).square().mean(2, keepdim=True).sqrt() + 1e-8)[:, 0].float()
+
+
+class _Fade:
+    """Chunks `(b, c, t)`, `step` from one to the next, that fade into each other by a triangle as long as the first."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.weight: Tensor | None = None
+        self.held: Tensor | None = None  # weighted sum from the beginning of the next chunk on
+        self.total: Tensor | None = None  # of the weights
+
+    def push(self, y: Tensor, *, last: bool) -> Tensor:
+        """Take the next chunk and give what no later one changes."""
+        if self.weight is None:
+            middle = torch.linspace(0, 1, y.shape[2] + 2, device=y.device)[1:-1] - 0.5
+            self.weight = 0.5 - middle.abs()
+        total = self.weight[: y.shape[2]]
+        y = y * total.to(y.dtype)
+        if self.held is not None and self.total is not None:
+            length = max(y.shape[2], self.held.shape[2])
+            y, total = _sum(y, self.held, length), _sum(total, self.total, length)
+        ready = y.shape[2] if last else self.step
+        self.held, self.total = y[..., ready:].clone(), total[ready:]
+        return y[..., :ready] / total[:ready].to(y.dtype)
+
+
+def _sum(a: Tensor, b: Tensor, length: int) -> Tensor:
+    return F.pad(a, (0, length - a.shape[-1])) + F.pad(b, (0, length - b.shape[-1]))
+
+
+class EncodecChunkStream(Stream):
+    """Codes when a chunk is whole; its sound as far as no later chunk fades into it."""
+
+    tok: Encodec
+
+    def __init__(self, tok: Encodec, *, depth: int | None) -> None:
+        super().__init__(tok)
+        self.depth, self.fade = depth, _Fade(tok.config.chunk_step)
+        self.gathered: list[Tensor] = []  # samples of the chunks to come
+        self.loudness: list[Tensor] = []  # of the chunks just given
+        self.codes: Tensor | None = None  # of the chunks that are not decoded, with their scales
+        self.scales: Tensor | None = None
+        self.decoded = 0  # chunks
+
+    def _encode(self, x: Tensor, *, last: bool) -> Tensor | None:
+        size, step = self.tok.config.chunk_samples, self.tok.config.chunk_step
+        assert size is not None
+        self.gathered.append(x)
+        if not last and sum(part.shape[2] for part in self.gathered) < size:
+            return None
+        x, codes, self.loudness = torch.cat(self.gathered, 2), [], []
+        while x.shape[2] >= size or (last and x.shape[2]):
+            codes.append(self.tok._chunk_codes(x[..., :size], self.depth))
+            self.loudness.append(_loudness(x[..., :size]))
+            x = x[..., step:]
+        self.gathered = [x.clone()]
+        return torch.cat(codes, 2).transpose(1, 2) if codes else None
+
+    def _side(self) -> dict[str, Tensor]:
+        return {"scale": torch.cat(self.loudness, 1)} if self.tok.config.normalize else {}
+
+    def _decode(self, tokens: Tokens | None, *, last: bool) -> Tensor | None:
+        config = self.tok.config
+        assert config.chunk_samples is not None
+        if tokens is not None:
+            codes, scales = tokens.data.transpose(1, 2), self.tok._scales(f"{self.tok.info.name}.stream.decode", tokens)
+            self.codes = codes if self.codes is None else torch.cat([self.codes, codes], 2)
+            self.scales = scales if self.scales is None or scales is None else torch.cat([self.scales, scales], 1)
+        if self.codes is None:
+            return None
+        chunks, parts = config.chunks(self._promised), []
+        for start, positions in chunks[self.decoded :]:
+            if not last and self._promised < start + config.chunk_samples:
+                break  # more may belong to it
+            self._check_chunk(positions)
+            y = self.tok._chunk_sound(self.codes[..., :positions], None if self.scales is None else self.scales[:, 0])
+            parts.append(self.fade.push(y, last=last and self.decoded == len(chunks) - 1))
+            self.codes = self.codes[..., positions:]
+            self.scales = None if self.scales is None else self.scales[:, 1:]
+            self.decoded += 1
+        return torch.cat(parts, 2) if parts else None
+
+    def _check_chunk(self, positions: int) -> None:
+        """Refuse tokens that were not cut between chunks.
+
+        Raises:
+            ValueError: fewer codes or scales than the extents say.
+        """
+        assert self.codes is not None
+        found = self.codes.shape[2], 1 if self.scales is None else self.scales.shape[1]
+        if found[0] < positions or found[1] < 1:
+            name, needed = f"{self.tok.info.name}.stream.decode", f"{positions} positions and a scale, as encode() gives"
+            raise ValueError(f"{name}: chunk {self.decoded} has {found[0]} positions and {found[1]} scales. Needed: {needed}.")
 
 
 _SHARED = dict(kernel="kernel_size", last_kernel="last_kernel_size", residual_kernel="residual_kernel_size", compress="compress")
