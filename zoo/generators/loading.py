@@ -23,11 +23,13 @@ from zoo.registry import find as tokenizers
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 
-__all__ = ["create", "create_for", "entry_config", "family_class", "load", "save"]
+__all__ = ["FORMAT", "create", "create_for", "entry_config", "family_class", "load", "save"]
 
 logger = logging.getLogger(__name__)
 _NOTICED: set[str] = set()
-_FORMAT = "zoo-generator-1"
+FORMAT = "zoo-generator-1"
+"""Said in config.json of a folder that holds a generator."""
+
 _FILES = {"cvivit": "maskgit_video"}  # where the file is named after the system, not after its tokenizer
 _PROVENANCE = (
     *("summary", "unit", "objective", "context", "trained_on", "license_code", "license_weights", "notice", "paper", "source"),
@@ -182,7 +184,7 @@ def save(
     """
     entry = {key: getattr(generator.info, key) for key in _PROVENANCE if getattr(generator.info, key) is not None}
     config = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "name": generator.info.name,
         "family": generator.family,
         "config": generator.config.to_dict(),
@@ -216,7 +218,7 @@ def _load_folder(path: Path, family: str | None, name: str) -> Generator:
         raise ValueError(f"zoo.generators.load: no folder {path}. Give a folder with config.json and weights, or a catalog name.")
     folder: Folder = read_folder(path)
     values = folder.config
-    ours = values.get("format") == _FORMAT
+    ours = values.get("format") == FORMAT
     if not ours and family is None:
         raise ValueError(
             f"zoo.generators.load: config.json in {path} is not in our own format. Say which family reads it: family= one of "
