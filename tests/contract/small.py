@@ -300,6 +300,14 @@ SMALL: dict[str, Small] = {
         step=_flextok_step,
         frozen={"vae.": "the autoencoder is trained before and stays as it is"},
     ),
+    "hunyuan_video_vae": Small(
+        config=lambda entry: dict(
+            latent_channels=4, scaling_factor=0.7, block_channels=(16, 16, 16), layers_per_block=1, norm_groups=4, image_size=16,
+            window=8, window_stride=4,
+        ),
+        loss=_gaussian_video_loss,
+        step=lambda tok, data: tok.decode_latents(data),
+    ),
     "ibq": Small(
         config=lambda entry: dict(_CNN, codebook_size=64, latent_channels=8, z_channels=8, attention_sides=(4,)),
         loss=_grid_loss,
