@@ -1,0 +1,108 @@
+"""The clip recipe: stills and clips through the same weights, every family, what the losses see, and what it refuses."""
+
+from typing import NamedTuple
+
+import lightning.pytorch as lightning
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from recipes.modules.adversarial import Adversary
+from recipes.modules.clips import ClipRecipe, frames_of
+
+TOY = {
+    "vidtok_fsq_causal_488_4096": dict(width=8, multipliers=(1, 1, 1, 2), blocks=1, image_size=16),
+    "vidtok_kl_causal_488_4chn": dict(width=8, multipliers=(1, 1, 1, 2), blocks=1, image_size=16),
+    "cosmos_dv4x8x8": dict(width=8, multipliers=(1, 2, 2), decoder_multipliers=(1, 2), blocks=1, z_channels=4, image_size=16),
+    "cvivit_webvid10m": dict(
+        width=16, codebook_size=16, codebook_channels=4, image_size=(16, 16), patch=4, spatial_depth=1, temporal_depth=1, heads=2,
+        head=8,
+    ),
+}  # fmt: skip
+
+
+class Batch(NamedTuple):
+    clips: Tensor
+    stills: Tensor
+
+
+def batches(count):
+    draws = torch.Generator().manual_seed(3)
+
+    def smooth(b):
+        return F.interpolate(torch.rand(b, 3, 4, 4, generator=draws) * 2 - 1, (16, 16), mode="bilinear")
+
+    made = []
+    for _ in range(count):
+        start = smooth(2)
+        made.append(Batch(torch.stack([start.roll(t, dims=-1) for t in range(5)], 2), smooth(3)))
+    return made
+
+
+def recipe(name, **options):
+    torch.manual_seed(0)
+    options = {"overrides": TOY[name], "feature_weight": 0.0, "weight_decay": 0.0, "warmup_steps": 1, **options}
+    return ClipRecipe(name, **options)
+
+
+def fit(module, steps, data=None):
+    losses = []
+
+    class Watch(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            losses.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+
+    loader = DataLoader(dataset=data or batches(steps), batch_size=None, num_workers=0)
+    trainer = lightning.Trainer(
+        max_steps=steps, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Watch()],
+    )  # fmt: skip
+    trainer.fit(module, loader)
+    return losses
+
+
+@pytest.mark.parametrize("name", TOY)
+def test_every_family_learns_from_clips_and_stills(name):
+    data = batches(1) * 24
+    module = recipe(name, learning_rate=3e-3)
+    losses = fit(module, 24, data)
+    assert losses[-1]["train/clips/pixel"] < 0.9 * losses[0]["train/clips/pixel"]
+    assert losses[-1]["train/stills/pixel"] < losses[3]["train/stills/pixel"]
+
+
+def test_stills_come_every_so_many_steps():
+    losses = fit(recipe("cvivit_webvid10m", stills_every=3), 4)
+    assert ["train/stills/loss" in step for step in losses] == [False, False, True, True]
+    losses = fit(recipe("cvivit_webvid10m", stills_every=None), 4)
+    assert not any("train/stills/loss" in step for step in losses)
+
+
+def test_the_discriminator_sees_single_frames():
+    module = recipe("cvivit_webvid10m", adversary=Adversary(width=8, layers=1, norm="group", start=1))
+    seen = []
+    module.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    losses = fit(module, 4)
+    assert "train/clips/adversarial" not in losses[0]
+    assert {"train/clips/adversarial", "train/stills/discriminator"} <= set(losses[3])
+    assert set(seen) == {(10, 3, 16, 16), (3, 3, 16, 16)}
+
+
+def test_the_pull_is_that_of_the_frames_in_their_places():
+    module = recipe("cvivit_webvid10m")
+    x = batches(1)[0].clips
+    y = (x + 0.1 * torch.arange(5).view(1, 1, 5, 1, 1)).requires_grad_()
+    pull, values = module.pull(x, y, 0)
+    (expected,) = torch.autograd.grad((y - x).abs().mean(), y)
+    assert pull.shape == x.shape
+    torch.testing.assert_close(pull, expected)
+    torch.testing.assert_close(values["pixel"], (y - x).abs().mean().detach())
+    torch.testing.assert_close(frames_of(x)[1], x[0, :, 1])
+
+
+def test_what_it_refuses():
+    with pytest.raises(ValueError, match=r"rvq_nano is of the family 'rqvae'. Allowed: cosmos, cvivit, vidtok"):
+        ClipRecipe("rvq_nano")
+    with pytest.raises(ValueError, match="stills_every=1"):
+        ClipRecipe("cvivit_webvid10m", overrides=TOY["cvivit_webvid10m"], stills_every=1)
