@@ -169,6 +169,11 @@ def _xcodec_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
     return _distance(x, tok.decoder_chain().push(vectors.transpose(1, 2), last=True)) + _distance(features, rebuilt)
 
 
+def _xcodec2_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
+    vectors = tok.model.quantizer(tok.encode_vectors(x))[0]
+    return _distance(x, tok.decode_vectors(vectors)[..., : x.shape[2]])
+
+
 def _snac_loss(tok: Any, x: Tensor, draws: torch.Generator) -> Tensor:
     quantized = tok.quantizer(tok.encode_vectors(x))
     noise = PositionNoise([int(torch.randint(1 << 30, (), generator=draws))], device=x.device, dtype=x.dtype)
@@ -436,6 +441,15 @@ SMALL: dict[str, Small] = {
         loss=_xcodec_loss,
         step=lambda tok, data: tok.decoder_chain().push(tok.lookup(data).transpose(1, 2), last=True),
         frozen={"model.semantic_model.": "the speech model is finished before and stays as it is"},
+    ),
+    "xcodec2": Small(
+        config=lambda entry: dict(
+            encoder_channels=4, strides=(16, 20), levels=(4, 4, 4), width=64, layers=1, heads=2, head=8, mlp_width=16,
+            semantic_width=8, semantic_layers=1, semantic_heads=2, semantic_mlp_width=16, semantic_kernel=3,
+        ),
+        loss=_xcodec2_loss,
+        step=lambda tok, data: tok.decode_vectors(tok.lookup(data)),
+        frozen={"model.semantic_encoder.": "the speech model is finished before and stays as it is"},
     ),
 }  # fmt: skip
 
