@@ -29,7 +29,7 @@ _SCALE = "values v / 255 in [0, 1]"
 _ONE_FRAME = "a clip of one frame has no value: it counts as failed"
 _FLOW: dict[str, Any] = {
     "flow": "of the original, from each frame to the one before: pyramid of halves to 16 px, 5 steps of Lucas and Kanade a level, "
-    "Gaussian window of sigma 2 px, median of 5 x 5",
+    "Gaussian window of sigma 2 px, then a median of 5 x 5",
     "occlusion": "forward-backward check, |f + b|^2 <= 0.01 (|f|^2 + |b|^2) + 0.5, and inside the frame; the rest is left out",
     "scale": _SCALE,
     "one_frame": _ONE_FRAME,
