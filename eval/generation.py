@@ -296,6 +296,7 @@ def evaluate_generation(
             "other_real_pictures": scoring.anchor(real, labels, _others(train_corpus, pictures, labels, classes, batch_size)),
             "the_real_pictures": {CLASS_ACCURACY.name: scoring.accuracy_on((b.pictures for b in real), labels)},
         }
+        del anchors["other_real_pictures"][CLASS_ACCURACY.name]  # the classifier was fitted to them
         runs = tuple(
             _run(contender, tokenizer, runner, real, labels, chosen, scoring, guidance, dict(sampling or {}))
             for contender in contenders

@@ -11,7 +11,7 @@ __all__ = ["main"]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="zoo eval generate",
-        description="Measure what a generator makes with a tokenizer's tokens: Fréchet and kernel distance, precision and recall, "
+        description="Measure what a generator makes with a tokenizer's tokens: Fréchet and kernel distance, precision and recall,\n"
         "class accuracy, bits and seconds of a picture.",
         epilog="example: zoo eval generate flextok_nano --generator flextok_ar_nano --budget 2000 --data data/images128",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
     import zoo
     from eval.generation import evaluate_generation
-    from eval.rates import parse_rates
+    from eval.rates import check_rates, parse_rates
     from eval.reconstruction import data_name, key_value
     from recipes.data.corpora import open_images
 
@@ -76,18 +76,19 @@ def main(argv: Sequence[str]) -> int:
     tokenizer = zoo.load(args.tokenizer, device=device)
     corpus, train_corpus = (open_images(args.data, split=split) for split in (args.split, args.train_split))
     name, side = data_name(args.data), "x".join(map(str, dict.fromkeys(tokenizer.info.native_size or ())))
-    rates = None if args.rates is None else parse_rates(args.rates)
-    contenders = _contenders(args, tokenizer, seeds)
-    generator = contenders[0].generator.info.name
+    # What can be wrong is looked at before the training.
+    rates = None if args.rates is None else check_rates(parse_rates(args.rates), tokenizer.info, tokenizer.spec)
+    sampling, decode = (dict(key_value(text) for text in given) for given in (args.sample, args.decode))
+    if args.official:
+        from eval.scorers.generation import official_network
+
+        official_network()
+    given = [] if args.budget else _loaded(args, tokenizer)
+    generator = given[0].info.name if given else args.generator[0]
     out = args.out or Path("eval") / "results" / generator / f"{name}.generate-{side}-v1.json"
     if out.exists() and not args.overwrite:
         raise ValueError(f"zoo eval generate: {out} is there. Give --out, or --overwrite.")
-    if args.keep:
-        from zoo import generators
-
-        for contender in contenders:
-            generators.save(contender.generator, args.keep / f"seed{contender.seed}", overwrite=True)
-    sampling, decode = (dict(key_value(text) for text in given) for given in (args.sample, args.decode))
+    contenders = _contenders(args, given, seeds) if given else _trained(args, tokenizer, seeds)
     result = evaluate_generation(
         tokenizer,
         contenders,
@@ -116,34 +117,44 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _contenders(args: argparse.Namespace, tokenizer: Any, seeds: list[int]) -> list[Any]:
-    """Trained generators: given ones, or one trained for each seed."""
+def _loaded(args: argparse.Namespace, tokenizer: Any) -> list[Any]:
+    """The trained generators that were named."""
+    from zoo import generators
+
+    if args.set or args.train_batch or args.views or args.keep:
+        raise ValueError("zoo eval generate: --set, --train-batch, --views and --keep are for a training. Give --budget too.")
+    return [generators.load(source, device=tokenizer.device) for source in args.generator]
+
+
+def _contenders(args: argparse.Namespace, loaded: list[Any], seeds: list[int]) -> list[Any]:
+    """One generator with every seed, or several with one each."""
     from eval.generation import Contender
+
+    if len(loaded) > len(seeds):
+        raise ValueError(f"zoo eval generate: {len(loaded)} generators for --seeds {args.seeds}. Give a seed for each.")
+    sources = args.generator
+    if len(loaded) == 1:
+        loaded, sources = loaded * len(seeds), sources * len(seeds)
+    rows = zip(loaded, seeds, sources, strict=False)
+    return [Contender(gen, seed, {"trained_for_this": False, "source": str(source)}) for gen, seed, source in rows]
+
+
+def _trained(args: argparse.Namespace, tokenizer: Any, seeds: list[int]) -> list[Any]:
+    """A generator trained for each seed, kept where that was asked for."""
+    from eval.generation_training import parse_budget, train_contender
     from eval.reconstruction import key_value
     from zoo import generators
 
-    given = args.generator
-    if args.budget is None:
-        if args.set or args.train_batch or args.views:
-            raise ValueError("zoo eval generate: --set, --train-batch and --views are for a training. Give --budget too.")
-        loaded = [generators.load(source, device=tokenizer.device) for source in given]
-        if len(loaded) == 1:
-            return [Contender(loaded[0], seed, {"trained_for_this": False, "source": str(given[0])}) for seed in seeds]
-        if len(loaded) > len(seeds):
-            raise ValueError(f"zoo eval generate: {len(loaded)} generators for --seeds {args.seeds}. Give a seed for each.")
-        pairs = zip(loaded, seeds[: len(loaded)], given, strict=True)
-        return [Contender(gen, seed, {"trained_for_this": False, "source": str(source)}) for gen, seed, source in pairs]
-    if len(given) != 1 or Path(given[0]).is_dir():
-        raise ValueError(f"zoo eval generate: --generator {' '.join(given)} with --budget. Give one name or family to train.")
-    from eval.generation_training import parse_budget, train_contender
-
+    name = args.generator[0]
+    if len(args.generator) != 1 or Path(name).is_dir():
+        named = " ".join(args.generator)
+        raise ValueError(f"zoo eval generate: --generator {named} with --budget. Give one name or family to train.")
     budget, overrides = parse_budget(args.budget), dict(key_value(text) for text in args.set)
-    if "classes" not in overrides:
-        overrides["classes"] = generators.info(given[0]).config.get("classes", 10) if given[0] in generators.list_models() else 10
-    return [
-        train_contender(
+    contenders = []
+    for seed in seeds:
+        contender = train_contender(
             tokenizer,
-            given[0],
+            name,
             args.data,
             seed=seed,
             budget=budget,
@@ -153,8 +164,10 @@ def _contenders(args: argparse.Namespace, tokenizer: Any, seeds: list[int]) -> l
             accelerator="gpu" if tokenizer.device.type == "cuda" else "cpu",
             progress=True,
         )
-        for seed in seeds
-    ]
+        if args.keep:
+            generators.save(contender.generator, args.keep / f"seed{seed}", overwrite=True)
+        contenders.append(contender)
+    return contenders
 
 
 def _class_names(corpus: Any) -> dict[int, str]:
@@ -169,19 +182,26 @@ def show(result: Any, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from eval.rates import rate_text
+
     seeds = ", ".join(str(run.seed) for run in result.runs)
     table = Table(title=f"{result.generator['name']} on {result.tokenizer}, {result.dataset.count} samples, seeds {seeds}")
-    names = [name for name in result.summary[0]["scores"] if name != "bits_per_pixel"]
-    for heading in ("set", "bit/picture", *names):
-        table.add_column(heading, justify="left" if heading == "set" else "right")
+    for heading in ("pictures", "bit/picture", "score", "mean", "deviation"):
+        table.add_column(heading, justify="left" if heading in ("pictures", "score") else "right")
     for row in result.summary:
-        rate = ",".join(f"{key}={value}" for key, value in row["rate"].items()) or "samples"
-        cells = [_cell(row["scores"].get(name)) for name in names]
-        table.add_row(rate, f"{row['bits_per_picture']:.0f}", *cells)
-    table.add_section()
+        what, bits = rate_text(row["rate"]), f"{row['bits_per_picture']:.0f}"
+        for name, score in row["scores"].items():
+            if name != "bits_per_pixel":
+                deviation = "" if score["std"] is None else f"{score['std']:.2g}"
+                table.add_row(what, bits, name, f"{score['mean']:.4g}", deviation)
+                what = bits = ""
+        table.add_section()
     for what, scores in result.anchors.items():
-        cells = [f"{scores[name].mean:.4g}" if name in scores and scores[name].mean is not None else "" for name in names]
-        table.add_row(what.replace("_", " "), "", *cells)
+        label = what.replace("_", " ")
+        for name, score in scores.items():
+            table.add_row(label, "", name, "-" if score.mean is None else f"{score.mean:.4g}", "")
+            label = ""
+        table.add_section()
     console = Console()
     console.print(table)
     nll = [run.nll_bits_per_picture for run in result.runs if run.nll_bits_per_picture is not None]
@@ -192,9 +212,3 @@ def show(result: Any, out: Path) -> None:
     if not result.ranked:
         console.print("no ranking can be claimed from this: it needs three generators, each trained with a seed of its own")
     console.print(f"wrote {out}", soft_wrap=True)
-
-
-def _cell(score: dict[str, Any] | None) -> str:
-    if score is None:
-        return ""
-    return f"{score['mean']:.4g}" + ("" if score["std"] is None else f" ± {score['std']:.2g}")

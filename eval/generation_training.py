@@ -105,7 +105,7 @@ def train_contender(
         train: source of the training pictures, with classes.
         seed: of the weights, the order and all draws.
         budget: see `Budget`; steps are rounded down, at least one.
-        overrides: fields of the generator's configuration.
+        overrides: fields of the generator's configuration; the number of classes is otherwise that of the pictures.
         depth: levels of a residual tokenizer to train on.
         batch_size, views: None takes the recipe's.
         cache: folder of the tokens.
@@ -126,11 +126,12 @@ def train_contender(
     # The same views of the pictures for every seed: only the training differs.
     data = TokenDataModule(train, tokenizer=tokenizer, depth=depth, cache=cache, limit=limit, **data_settings)
     options = {**settings["model"], "seed": seed}
-    options["overrides"] = {**(options.get("overrides") or {}), **(overrides or {})}
     with torch.random.fork_rng(devices=[]):
         data.prepare_data()
         data.setup("fit")
         data.seed = seed
+        classes = int(data.train_set.cache.labels.max()) + 1
+        options["overrides"] = {"classes": classes, **(options.get("overrides") or {}), **(overrides or {})}
         torch.manual_seed(seed)
         recipe = GeneratorRecipe(generator, tokenizer=tokenizer, depth=depth, **options)
         sample = data.collate([data.train_set[i] for i in range(min(data.batch_size, len(data.train_set)))])

@@ -88,6 +88,7 @@ def test_samples_of_the_right_class_score_better(echo, real, train):
     assert accuracy[1] <= 0.2
     assert good.anchors["the_real_pictures"]["class_accuracy"].mean == 1.0
     assert good.anchors["reconstructions"]["class_accuracy"].n == 9
+    assert "class_accuracy" not in good.anchors["other_real_pictures"], "the classifier was fitted to them"
     distance = {k: point.scores["fd_mbv2"].mean for k, point in zip((2, 16), good.runs[0].points, strict=True)}
     assert distance[16] < distance[2], "a longer prefix of known pictures is nearer to real ones"
     assert set(good.runs[0].class_accuracy_by_class) == {"0", "1", "2"}
@@ -189,7 +190,7 @@ def test_counted_operations_are_those_of_the_matrices(toys, train, tmp_path):
 def test_the_command(real, tmp_path, monkeypatch, capsys):
     """From pictures to a result, a sheet and kept generators; what was kept scores the same when it is loaded."""
     monkeypatch.chdir(tmp_path)
-    small = ["--set", "width=16", "depth_blocks=1", "heads=2", f"classes={CLASSES}", "--train-batch", "3", "--views", "2"]
+    small = ["--set", "width=16", "depth_blocks=1", "heads=2", "--train-batch", "3", "--views", "2"]
     shared = ["--data", str(real), "--rates", "1,4", "--limit", "4", "--decode", "steps=1"]
     command = ["eval", "generate", "flextok_nano", "--generator", "flextok_ar_nano", *shared]
     extra = ["--budget", "2", "--seeds", "0,1", "--keep", "kept", "--sheet", "sheet.png", "--sheet-columns", "2"]
@@ -197,11 +198,14 @@ def test_the_command(real, tmp_path, monkeypatch, capsys):
     values = load_generation("out.json")
     assert [run["training"]["steps"] for run in values["runs"]] == [2, 2]
     assert values["generator"]["config"]["positions"] == [zoo.info("flextok_nano").tokens]
+    assert values["generator"]["config"]["classes"] == CLASSES
     assert all(run["nll_bits_per_picture"] > 0 for run in values["runs"])
     assert Image.open("sheet.png").size[0] > 2 * 96
     assert "no ranking can be claimed" in capsys.readouterr().out
     again = [*command[:4], "kept/seed0", "kept/seed1", *shared, "--seeds", "0,1", "--out", "again.json"]
+    before = torch.get_rng_state()
     assert zoo_command(again) == 0
+    assert torch.equal(torch.get_rng_state(), before)
     loaded = load_generation("again.json")
     assert loaded["summary"] == values["summary"]
     assert [run["weights_sha256"] for run in loaded["runs"]] == [run["weights_sha256"] for run in values["runs"]]
