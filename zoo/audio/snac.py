@@ -33,7 +33,7 @@ from zoo.layers.codec_stream import CodecStream
 from zoo.layers.pieces import Chain, ElementStep, ResidualStep, Step, TransposeStep, WindowStep, run, same_step
 from zoo.layers.position_noise import PositionNoise
 from zoo.layers.weight_norm import fold_weight_norm
-from zoo.quantizers import VQ, Projected, Quantized
+from zoo.quantizers.multi_rate import MultiRateRVQ
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Segment, Tokens, TokenSpec
@@ -312,75 +312,6 @@ def _of_block(noise: NoiseSource, block: int) -> Callable[[int, int], Tensor]:
     return lambda start, end: noise(block, (start, end)).t()[:, None]
 
 
-class MultiRateRVQ(nn.Module):
-    """Residual quantizer whose levels see means over `strides` frames; codes `(b, n, d)`, coarse to fine, in order of time."""
-
-    def __init__(self, config: SnacConfig) -> None:
-        super().__init__()
-        self.strides, self.rates = config.level_strides, config.rates
-        self.levels = nn.ModuleList(
-            Projected(
-                VQ(
-                    dim=config.codebook_dim,
-                    codebook_size=config.codebook_size,
-                    learning="gradient",
-                    distance="cosine_search",
-                    commitment_weight=0.25,
-                    codebook_weight=1.0,
-                    kmeans_iterations=0,
-                    seed=level,
-                ),
-                dim=config.latent_width,
-            )
-            for level in range(len(config.level_strides))
-        )
-
-    @property
-    def _levels(self) -> list[Projected]:
-        return [cast(Projected, level) for level in self.levels]
-
-    def forward(self, x: Tensor) -> Quantized:
-        """Quantize `x (b, frames, c)` for training: the gradient passes straight through, the loss is the mean over levels."""
-        residual, total, results = x, torch.zeros_like(x), []
-        for level, stride in zip(self._levels, self.strides, strict=True):
-            result = level(residual.unflatten(1, (-1, stride)).mean(2))
-            vectors = result.x.repeat_interleave(stride, 1)
-            residual, total = residual - vectors.detach(), total + vectors
-            results.append(result)
-        codes = torch.cat([self._deep(r.codes, rate) for r, rate in zip(results, self.rates, strict=True)], -1)
-        stats = {name: torch.cat([r.stats[name] for r in results]) for name in results[0].stats}
-        return Quantized(total, codes, torch.stack([r.loss for r in results]).mean(), stats)
-
-    def encode(self, x: Tensor, *, levels: int | None = None) -> Tensor:
-        """Codes of `x (b, frames, c)`: `(b, n, d)` of the first levels."""
-        residual, codes = x, []
-        for level, stride, rate in list(zip(self._levels, self.strides, self.rates, strict=True))[:levels]:
-            found = level.encode(residual.unflatten(1, (-1, stride)).mean(2))
-            codes.append(self._deep(found, rate))
-            residual = residual - level.decode(found).repeat_interleave(stride, 1)
-        return torch.cat(codes, -1)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Sum the vectors of codes `(b, n, d)` of the first levels: `(b, frames, c)`."""
-        rates = [rate for rate, end in zip(self.rates, self._ends(), strict=True) if end <= codes.shape[-1]]
-        parts = codes.split(rates, -1)
-        vectors = [
-            level.decode(part.flatten(1)[..., None]).repeat_interleave(stride, 1)
-            for level, part, stride in zip(self._levels, parts, self.strides, strict=False)
-        ]
-        total = vectors[0]
-        for value in vectors[1:]:
-            total = total + value
-        return total
-
-    def _deep(self, codes: Tensor, rate: int) -> Tensor:
-        """Put the codes `(b, n * rate, 1)` of one level on the depth axis."""
-        return codes[..., 0].unflatten(1, (-1, rate))
-
-    def _ends(self) -> list[int]:
-        return [sum(self.rates[: i + 1]) for i in range(len(self.rates))]
-
-
 class Snac(Tokenizer):
     """Sound of any length to positions of 1 + 2 + 4 (or 1 + 2 + 4 + 8) codes, and back."""
 
@@ -391,7 +322,12 @@ class Snac(Tokenizer):
     def __init__(self, config: SnacConfig, info: Entry | None = None) -> None:
         super().__init__(config, info)
         self.encoder = SnacEncoder(config)
-        self.quantizer = MultiRateRVQ(config)
+        self.quantizer = MultiRateRVQ(
+            dim=config.latent_width,
+            codebook_size=config.codebook_size,
+            codebook_dim=config.codebook_dim,
+            strides=config.level_strides,
+        )
         self.decoder = SnacDecoder(config)
 
     @classmethod
