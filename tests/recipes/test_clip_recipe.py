@@ -1,14 +1,18 @@
 """The clip recipe: stills and clips through the same weights, every family, what the losses see, and what it refuses."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import lightning.pytorch as lightning
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+import recipes.train
+import zoo
 from recipes.modules.adversarial import Adversary
 from recipes.modules.clips import ClipRecipe, frames_of
 
@@ -21,6 +25,11 @@ TOY = {
         head=8,
     ),
 }  # fmt: skip
+
+
+CONFIGS = Path(recipes.train.__file__).parent / "configs"
+NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml") if "ClipRecipe" in path.read_text())
+FAMILIES = {zoo.info(name).family: toy for name, toy in TOY.items()}
 
 
 class Batch(NamedTuple):
@@ -99,6 +108,34 @@ def test_the_pull_is_that_of_the_frames_in_their_places():
     torch.testing.assert_close(pull, expected)
     torch.testing.assert_close(values["pixel"], (y - x).abs().mean().detach())
     torch.testing.assert_close(frames_of(x)[1], x[0, :, 1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_steps_at_toy_size_and_resumes(name, tmp_path):
+    """The YAML as it is, but for widths, data and length; its own tokenizer comes out, and a second start goes on."""
+    config = yaml.safe_load((CONFIGS / name).read_text())
+    config["trainer"] |= {"default_root_dir": str(tmp_path), "accelerator": "cpu", "devices": 1, "log_every_n_steps": 1}
+    config["trainer"] |= {"max_steps": 4, "val_check_interval": 1}
+    config["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path)
+    config["trainer"]["callbacks"][0]["init_args"] |= {"dirpath": str(tmp_path / "checkpoints"), "every_n_train_steps": 2}
+    model = config["model"]["init_args"]
+    toy = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in FAMILIES[zoo.info(model["tokenizer"]).family].items()
+    }
+    model["overrides"] = toy
+    model["adversary"] |= {"start": 1, "width": 8, "layers": 1, "norm": "group"}
+    stills = {"stills": "samples"} if "stills" in config["data"]["init_args"] else {}
+    config["data"]["init_args"] = {"train": "samples", "val": "samples", "frames": 5, "size": 16, "batch_size": 1, **stills}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert recipes.train.main([str(path), "--trainer.max_steps", "2"]) == 0
+    assert recipes.train.main([str(path)]) == 0
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
+    assert state["global_step"] == 4
+    tok = zoo.load(tmp_path / "tokenizer")
+    assert tok.family == zoo.info(model["tokenizer"]).family
+    assert tok.decode(tok.encode(torch.zeros(1, 3, 5, 16, 16))).shape == (1, 3, 5, 16, 16)
 
 
 def test_what_it_refuses():

@@ -93,7 +93,29 @@ def _entry(name: str, parameters: int) -> Entry:
         paper="VidTok: A Versatile and Open-Source Video Tokenizer, arXiv 2412.13061",
         source="microsoft/VidTok@d6ad92d9",
         parameters=parameters,
+        recipe=name if name == "vidtok_fsq_causal_488_32768" else None,
     )
 
 
-ENTRIES: tuple[Entry, ...] = tuple(_entry(name, parameters) for name, parameters in _PARAMETERS.items())
+_NANO = Entry(
+    name="causal_video_fsq_nano",
+    family="vidtok",
+    modality="video",
+    summary="Small causal VidTok at 64 px for a laptop-class CPU: 64 codes a picture and for every four later frames, any length.",
+    config=dict(latent_channels=4, levels=(8, 8, 8, 8), width=16, multipliers=(1, 2, 3, 4), blocks=1, image_size=64),
+    layout="3d",
+    discrete=True,
+    codebook_size=4096,
+    vocabulary=(4096,),
+    native_size=(64, 64),
+    downsample=(4, 8, 8),
+    size_multiple=8,
+    causal=True,
+    streaming=True,
+    lookahead_frames=0,
+    license_code="Apache-2.0",
+    paper="VidTok: A Versatile and Open-Source Video Tokenizer, arXiv 2412.13061",
+    parameters=1_777_947,
+    recipe="causal_video_fsq_nano",
+)
+ENTRIES: tuple[Entry, ...] = (_NANO, *(_entry(name, parameters) for name, parameters in _PARAMETERS.items()))
