@@ -318,6 +318,16 @@ SMALL: dict[str, Small] = {
         loss=_grid_loss,
         step=_grid_step,
     ),
+    "ltx_video_vae": Small(
+        config=lambda entry: dict(
+            latent_channels=4, blocks=(1,) * 5, decoder_blocks=(1,) * len(entry["decoder_blocks"]), patch=2, image_size=16,
+            block_channels=(8, 8, 16, 16, 16)[: len(entry["block_channels"])],
+            decoder_channels=(8, 16, 16, 16) if len(entry["up"]) == 4 else (8, 16, 32),
+        ),
+        loss=_gaussian_video_loss,
+        step=lambda tok, data: tok.decode_latents(data),
+        frozen={"vae.decoder.timestep_scale_multiplier": "it multiplies a timestep of zero"},
+    ),
     "mar_kl": Small(
         config=lambda entry: dict(_CNN, latent_channels=4, encoder_attention=(2,), scaling_factor=0.7),
         loss=_bridge_loss,
