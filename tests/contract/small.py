@@ -341,6 +341,14 @@ SMALL: dict[str, Small] = {
         loss=_mimi_loss,
         step=lambda tok, data: tok.decoder_chain().push(tok.lookup(data.transpose(1, 2)), last=True),
     ),
+    "mochi_vae": Small(
+        config=lambda entry: dict(
+            latents_mean=(0.5, -0.2, 0.1, 0.0), latents_std=(1.5, 1.0, 0.7, 2.0), blocks=(1,) * 5, image_size=16,
+            encoder_channels=(64,) * 4, decoder_channels=(64,) * 4,
+        ),
+        loss=_gaussian_video_loss,
+        step=lambda tok, data: tok.decode_latents(data),
+    ),
     "open_magvit2": Small(
         config=lambda entry: dict(_CNN, bits=6, splits=(2, 4) if entry["splits"] else None),
         loss=_grid_loss,
