@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.hub import choose_weights, sha256_of
+from zoo.pickles import read_pickle
 from zoo.torchscript import read_script
 
 __all__ = ["Folder", "load_strict", "read_folder", "read_tensors", "sha256_of", "weight_norm_keys", "write_folder"]
@@ -48,8 +49,8 @@ def read_tensors(
         path: a safetensors file; a TorchScript archive (`.jit`), whose code is not run; a pickle (`.pt`, `.pth`, `.th`, `.bin`,
             `.ckpt`) only with `allow_pickle`.
         sha256: what the file must hash to; checked before it is read.
-        allow_pickle: the caller knows that the public release is a pickle. It is read with `weights_only=True`, which
-            refuses anything but tensors and plain values.
+        allow_pickle: the caller knows that the public release is a pickle. Nothing that it names is run:
+            objects of training frameworks beside the tensors are left out, all others refuse the file (`zoo.pickles`).
         key: entry of a pickled dictionary that holds the tensors, with `.` between levels. None takes the dictionary itself,
             or its `state_dict`. Several entries joined by `+` are read together, their names with the entry and a `.` before.
 
@@ -119,7 +120,7 @@ def _what_is_it(path: Path) -> str:
 
 def _read_pickle(path: Path, key: str | None) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_pickle(path)
     except pickle.UnpicklingError as error:
         fault = str(error).split("\n", 1)[0]
         raise ValueError(

@@ -1,5 +1,6 @@
 """WavTokenizer in parts: encoder and spectrum decoder against public classes, the blocks between them against their formulas."""
 
+import argparse
 import copy
 import json
 import math
@@ -12,7 +13,7 @@ from torch import nn
 
 import zoo
 from zoo.audio.wavtokenizer import WavTokenizer, WavTokenizerConfig
-from zoo.checkpoint import load_strict
+from zoo.checkpoint import load_strict, read_tensors
 
 FOLDER = Path(__file__).parents[1] / "parity" / "wavtokenizer" / "parts"
 
@@ -121,10 +122,11 @@ def test_synthesis_inverts_an_analysis(tok):
     close(y, sound, 1e-4)
 
 
-def test_a_folder_in_the_public_form_loads(tok, io, tmp_path):
+def in_the_public_form(folder):
+    """A configuration in the public form, a fresh tokenizer of it, and tensors with its decoder under their public names."""
     config = json.loads((FOLDER / "config.json").read_text())
     config["model"]["init_args"]["backbone"]["init_args"]["dim"] = 32  # the public model has 32 groups
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config))
     fresh = WavTokenizer(WavTokenizer.from_public(config, {}))
     stored = load_file(FOLDER / "weights.safetensors")
     shapes = {key: value for key, value in fresh.state_dict().items() if key.startswith("decoder.")}
@@ -140,10 +142,34 @@ def test_a_folder_in_the_public_form_loads(tok, io, tmp_path):
             rest = rest.replace(ours, public)
         rest = rest[1:] + ".weight" if rest.endswith((".scale", ".shift")) else rest[1:]
         tensors[back[start] + rest] = value.clone()
+    return fresh, tensors, shapes
+
+
+def test_a_folder_in_the_public_form_loads(io, tmp_path):
+    _, tensors, shapes = in_the_public_form(tmp_path)
     save_file(tensors, tmp_path / "weights.safetensors")
     loaded = zoo.load(tmp_path, family="wavtokenizer")
     close(loaded.encode_vectors(io["audio"]).transpose(1, 2), io["z"])
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in shapes.items())
+
+
+def test_a_checkpoint_with_what_training_left_in_it_loads(io, tmp_path):
+    """The public files are checkpoints of Lightning: settings, optimizers and discriminators lie beside the tensors."""
+    fresh, tensors, shapes = in_the_public_form(tmp_path)
+    path = tmp_path / "wavtokenizer.ckpt"
+    torch.save(
+        {
+            "state_dict": {**tensors, "multiperioddisc.discriminators.0.convs.0.bias": torch.zeros(3)},
+            "hyper_parameters": {"sample_rate": 24000, "args": argparse.Namespace(resume=Path("last.ckpt"))},
+            "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4}]}],
+            "callbacks": {"ModelCheckpoint": {"dirpath": Path("checkpoints")}},
+        },
+        path,
+    )
+    read = read_tensors(path, allow_pickle=True)
+    load_strict(fresh, WavTokenizer.rename_public(read, fresh.config), name="wavtokenizer")
+    close(fresh.eval().encode_vectors(io["audio"]).transpose(1, 2), io["z"])
+    assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in shapes.items())
 
 
 def test_any_length_and_unequal_items(tok):
