@@ -7,9 +7,11 @@ of 8 x 8 pixels, the first for one frame: of the 6 frames that the decoder makes
 Convolutions look back only, norms take one frame, and the attention of the encoder (over time, for each place) is causal, so whole
 clips and streams are equal to the bit. The decoder keeps two frames for each convolution. The encoder keeps keys and values of all
 frames so far in each of its attention layers, so its memory grows with the length of the clip, more slowly than that of the class,
-which keeps all activations. The class's `use_framewise_encoding` refuses to work, and its `use_framewise_decoding` fails on a shape,
-because the convolutions then have no border. Where the input of a convolution is above 2 GB, the class cuts it into pieces that
-overlap, also where a stride leaves no overlap; here a convolution is never cut, since steps are short.
+which keeps all activations.
+
+The class's `use_framewise_encoding` refuses to work, and its `use_framewise_decoding` fails, because the convolutions then have no
+border. Where the input of a convolution is above 2 GB, the class cuts it into pieces that overlap, also where a stride leaves no
+overlap; here a convolution is never cut, since steps are short.
 """
 
 from dataclasses import dataclass
