@@ -43,7 +43,7 @@ __all__ = ["Snac", "SnacConfig", "SnacStream"]
 _DILATIONS = (1, 3, 9)
 _HEAD = 64  # channels of an attention head
 _REACH = 3 * sum(_DILATIONS)  # of three residual units, to each side
-_PIECE = 128  # frames of a piece of a whole signal
+_PIECE = 64  # frames of a piece of a whole signal
 
 NoiseSource = Callable[[int, tuple[int, int]], Tensor]
 """`(block, (first position, end))` -> `(n, b or 1)` noise of a decoder block."""
