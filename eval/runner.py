@@ -1,6 +1,5 @@
 """Running a tokenizer over a corpus: pictures are read ahead, one bad item does not stop the rest, and the time is taken."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor
 from eval.protocols import Protocol, noise_seed, prepare
 from eval.results import Speed
 from recipes.data.corpus import UnreadableImageError
+from zoo.checkpoint import tensors_sha256
 from zoo.media import to_uint8
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
@@ -161,18 +161,6 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 return f"cpu ({line.partition(':')[2].strip()})"
     return device.type
-
-
-def tensors_sha256(tokenizer: torch.nn.Module) -> str:
-    """SHA-256 (hex) of a network's tensors: for each, in order of name, its name, dtype, shape and bytes.
-
-    It does not depend on the file the tensors came from, but on their dtype.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(tokenizer.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager

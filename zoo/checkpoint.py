@@ -5,6 +5,7 @@ or none, a folder appears complete or does not appear.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -24,7 +25,16 @@ from zoo.hub import choose_weights, sha256_of
 from zoo.pickles import read_pickle
 from zoo.torchscript import read_script
 
-__all__ = ["Folder", "load_strict", "read_folder", "read_tensors", "sha256_of", "weight_norm_keys", "write_folder"]
+__all__ = [
+    "Folder",
+    "load_strict",
+    "read_folder",
+    "read_tensors",
+    "sha256_of",
+    "tensors_sha256",
+    "weight_norm_keys",
+    "write_folder",
+]
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 PICKLES = (".pt", ".pth", ".th", ".bin", ".ckpt")
@@ -507,3 +517,15 @@ def _move(new: Path, folder: Path) -> None:
         old.rename(folder)
         raise
     shutil.rmtree(old)
+
+
+def tensors_sha256(network: nn.Module) -> str:
+    """SHA-256 (hex) of a network's tensors: for each, in order of name, its name, dtype, shape and bytes.
+
+    It does not depend on the file the tensors came from, but on their dtype.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

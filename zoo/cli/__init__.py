@@ -19,6 +19,7 @@ COMMANDS = {
     "show": "everything about one tokenizer",
     "encode": "pictures, sounds or clips to tokens",
     "decode": "tokens to pictures, sounds or clips",
+    "tokenize": "whole data sets to shards of tokens",
     "demo": "a page that shows what a tokenizer keeps at every rate",
     "train": "run a recipe",
     "eval": "score reconstructions, or what a generator makes of the tokens, and write the result as JSON",

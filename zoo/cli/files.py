@@ -3,20 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from zoo.file_kinds import kind_of
 from zoo.registry import Entry, find
 
 __all__ = ["expand_inputs", "kind_of", "refuse_other_kinds"]
-
-_KINDS = {
-    "image": [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"],
-    "audio": [".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".aif"],
-    "video": [".mp4", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".m4v"],
-}
-
-
-def kind_of(path: Path) -> str | None:
-    """Modality by the ending of the name; None for one that is none of ours."""
-    return next((kind for kind, endings in _KINDS.items() if path.suffix.lower() in endings), None)
 
 
 def expand_inputs(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-__all__ = ["progress", "steps", "waiting"]
+__all__ = ["counting", "progress", "steps", "waiting"]
 
 T = TypeVar("T")
 
@@ -43,6 +43,35 @@ def steps(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
+
+
+@contextmanager
+def counting(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar with rate and time left for work that may have begun earlier; gives a function of text, done and total.
+
+    Args:
+        unit: of what is counted, said behind the rate.
+    """
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class _Rate(ProgressColumn):
+        def render(self, task):
+            return Text("" if task.speed is None else f"{task.speed:.3g} {unit}/s")
+
+    parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
+
+        def update(what: str, done: int, total: int) -> None:
+            if not bar.tasks:  # what was done before this run does not count for the rate
+                bar.add_task(what, total=total, completed=done)
+            bar.update(bar.task_ids[0], description=what, completed=done, total=total)
+
+        yield update
 
 
 @contextmanager

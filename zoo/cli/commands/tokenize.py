@@ -1,0 +1,155 @@
+"""Turn a whole data set into shards of tokens, which `zoo.data.TokenDataset` reads.
+
+INPUT is a folder with all below it, or one file: pictures, sounds or clips; WebDataset shards (.tar); Parquet as the Hub stores its
+data sets (a column of bytes); the Arrow files that Hugging Face's `save_to_disk` writes. Each item is held in memory whole.
+
+OUT receives shards of tokens in the narrowest integers (WebDataset: KEY.npy, KEY.json and what the source carried beside the
+signal; or Parquet), an index.json with checksums, the tokenizer, the hash of its weights and all settings, and errors.jsonl, which
+lists every item that could not be read or encoded. Killed at any moment and started again with the same words, the command goes on
+and ends with the same files.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.cli.models import add_tile_argument, add_tokenizer_arguments, load_tokenizer, tile_option
+from zoo.cli.progress import counting
+from zoo.cli.text import plural
+
+if TYPE_CHECKING:
+    from zoo.data import Progress, Protocol, Summary
+    from zoo.tokenizer import Tokenizer
+
+__all__ = ["configure", "run"]
+
+COMMAND = "zoo tokenize"
+_LOG_SECONDS = 30.0
+_EXAMPLES = """examples:
+  zoo tokenize flextok_nano photos/ tokens/
+  zoo tokenize mimi_24khz speech-shards/ tokens/ --depth 8 --device cuda --batch-size 32
+  zoo tokenize kl_vae_nano data.parquet tokens/ --format parquet --column image
+
+several processes, of one machine or many that see the same folders (each takes its share of the shards; any number may be killed):
+  torchrun --no-python --nproc-per-node 8 zoo tokenize NAME INPUT OUT --device cuda
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EXAMPLES
+    add_tokenizer_arguments(parser)
+    parser.add_argument("source", metavar="INPUT", help="a folder of files, .tar shards, Parquet or Arrow files, or one of them")
+    parser.add_argument("out", metavar="OUT", help="a folder, new or begun by this command")
+    rate = parser.add_argument_group("rate and size (all tokens, native size where nothing is said)")
+    rate.add_argument("--tokens", type=int, metavar="K", help="keep the first K tokens of an ordered tokenizer")
+    rate.add_argument("--depth", type=int, metavar="D", help="keep the first D levels of a residual tokenizer")
+    rate.add_argument("--size", metavar="S|HxW", help="resize pictures and clips to these sides")
+    rate.add_argument("--no-crop", action="store_true", help="keep the aspect ratio, with the short side at the size")
+    add_tile_argument(rate)
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--column", metavar="NAME", help="of Parquet and Arrow, where the signal is (default: found by its name)"
+    )
+    files.add_argument("--format", default="webdataset", choices=("webdataset", "parquet"), help="of OUT (default: %(default)s)")
+    files.add_argument("--shard-items", type=int, default=1000, metavar="N", help="items of a shard (default: %(default)s)")
+    files.add_argument("--verify", action="store_true", help="compare the checksums of shards in OUT, and make damaged ones anew")
+    work = parser.add_argument_group("work")
+    work.add_argument("--readers", type=int, default=2, metavar="N", help="threads that read and decode (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from zoo.cli.commands.encode import _size
+
+    if not Path(arguments.source).exists():
+        raise FileNotFoundError(f"{COMMAND}: no file or folder {arguments.source}.")
+    size, rank, world_size = _size(arguments.size), _number("RANK", 0), _number("WORLD_SIZE", 1)
+    if arguments.device == "cuda" and "LOCAL_RANK" in os.environ:
+        arguments.device = f"cuda:{_number('LOCAL_RANK', 0)}"
+    tokenizer = load_tokenizer(arguments, COMMAND)
+    from zoo.data import Protocol
+
+    protocol = Protocol(
+        size=size,
+        crop=not arguments.no_crop,
+        tokens=arguments.tokens,
+        depth=arguments.depth,
+        column=arguments.column,
+        batch_size=arguments.batch_size,
+        shard_items=arguments.shard_items,
+        shards=arguments.format,
+        **tile_option(tokenizer, arguments.tile),
+    )
+    done = _here(arguments, tokenizer, protocol, rank, world_size)
+    who = "" if done.complete else f"rank {rank}, others have still to finish: "
+    sys.stdout.write(f"{who}{_said(done, Path(arguments.out))}\n")
+    return 0 if done.tokenized or not done.items else 1
+
+
+def _here(arguments: argparse.Namespace, tokenizer: "Tokenizer", protocol: "Protocol", rank: int, world_size: int) -> "Summary":
+    from zoo.data import tokenize
+
+    with _reporting(f"rank {rank}" if world_size > 1 else "tokenizing") as report:
+        return tokenize(
+            tokenizer,
+            arguments.source,
+            arguments.out,
+            protocol,
+            rank=rank,
+            world_size=world_size,
+            readers=arguments.readers,
+            verify=arguments.verify,
+            report=report,
+        )
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not text.isdigit():
+        raise ValueError(f"{COMMAND}: the environment variable {variable} is {text!r}. Needed: a whole number.")
+    return int(text)
+
+
+def _said(done: "Summary", out: Path) -> str:
+    text = f"{plural(done.items, 'item')} in, {done.tokenized:,} tokenized and {plural(done.errors, 'error')}"
+    text += f": {plural(done.shards, 'shard')} in {out}"
+    if done.fresh and done.seconds:
+        text += f", {done.fresh / done.seconds:.3g} items/s"
+    if done.errors and done.complete:
+        text += f"; the errors are listed in {out / 'errors.jsonl'}"
+    if done.passed_over:
+        text += f"; {plural(done.passed_over, 'file')} of other kinds passed over"
+    return text
+
+
+@contextmanager
+def _reporting(what: str) -> Iterator[Callable[["Progress"], None]]:
+    """A bar where a person looks, and in a log now and then a line."""
+    start = last = time.monotonic()
+    with counting("items") as show:
+
+        def report(progress: "Progress") -> None:
+            nonlocal last
+            text = f"{what}, {plural(progress.errors, 'error')}" if progress.errors else what
+            show(text, progress.done, progress.total)
+            now = time.monotonic()
+            if not sys.stderr.isatty() and now - last >= _LOG_SECONDS:
+                last = now
+                sys.stderr.write(f"{what}: {line(progress, now - start)}\n")
+                sys.stderr.flush()
+
+        yield report
+
+
+def line(progress: "Progress", seconds: float) -> str:
+    """Say in a line how far the work is, how fast it goes and how long it will take."""
+    text = f"{progress.done:,} of {progress.total:,} items, {plural(progress.errors, 'error')}"
+    if not progress.fresh or seconds <= 0:
+        return text
+    rate = progress.fresh / seconds
+    hours, rest = divmod(round((progress.total - progress.done) / rate), 3600)
+    return f"{text}, {rate:.3g} items/s, {hours}:{rest // 60:02d}:{rest % 60:02d} left"
