@@ -8,9 +8,15 @@ AXES = ("encoder", "quantizer", "training", "streamable", "domain")
 WRAPPED = [entry.name for family in ("dac", "encodec", "mimi") for entry in zoo.find(family=family)]
 
 
-@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("name", zoo.list_models(modality="audio"))
 def test_every_axis_is_stated_once(name):
-    assert tuple(tag.partition(":")[0] for tag in zoo.info(name).tags) == AXES
+    entry = zoo.info(name)
+    axes = dict(tag.split(":") for tag in entry.tags if ":" in tag)
+    assert tuple(tag.partition(":")[0] for tag in entry.tags if ":" in tag) == AXES
+    assert set(axes["encoder"].split("+")) <= {"cnn", "lstm", "transformer"}
+    assert axes["streamable"] in {"causal", "lookahead", "chunks", "none"}
+    assert (axes["streamable"] == "causal") == bool(entry.causal)
+    assert axes["domain"] in {"speech", "music", "general"}
 
 
 def test_entries_are_found_by_their_axes_and_rates():

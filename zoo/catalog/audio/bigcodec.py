@@ -33,6 +33,6 @@ ENTRIES: tuple[Entry, ...] = (
         paper="BigCodec: Pushing the Limits of Low-Bitrate Neural Speech Codec, arXiv 2409.05377",
         source="Aria-K-Alethia/BigCodec@4861968",
         parameters=159_417_035,
-        tags=("encoder-decoder:cnn+rnn", "quantization:vq", "training:joint", "streamability:none", "domain:speech"),
+        tags=("encoder:cnn+lstm", "quantizer:vq", "training:joint", "streamable:none", "domain:speech"),
     ),
 )

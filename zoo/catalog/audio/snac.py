@@ -41,7 +41,7 @@ SNAC: tuple[Entry, ...] = (
         paper=_SNAC_PAPER,
         source="hubertsiuzdak/snac@f49016a",
         parameters=19_835_871,
-        tags=("encoder-decoder:cnn", "quantization:msrvq", "training:joint", "streamability:lookahead", "domain:speech"),
+        tags=("encoder:cnn", "quantizer:msrvq", "training:joint", "streamable:lookahead", "domain:speech"),
     ),
     Entry(
         name="snac_32khz",
@@ -69,7 +69,7 @@ SNAC: tuple[Entry, ...] = (
         paper=_SNAC_PAPER,
         source="hubertsiuzdak/snac@f49016a",
         parameters=54_534_313,
-        tags=("encoder-decoder:cnn+transformer", "quantization:msrvq", "training:joint", "streamability:lookahead", "domain:music"),
+        tags=("encoder:cnn+transformer", "quantizer:msrvq", "training:joint", "streamable:lookahead", "domain:music"),
     ),
     Entry(
         name="snac_44khz",
@@ -97,7 +97,7 @@ SNAC: tuple[Entry, ...] = (
         paper=_SNAC_PAPER,
         source="hubertsiuzdak/snac@f49016a",
         parameters=54_534_313,
-        tags=("encoder-decoder:cnn+transformer", "quantization:msrvq", "training:joint", "streamability:lookahead", "domain:music"),
+        tags=("encoder:cnn+transformer", "quantizer:msrvq", "training:joint", "streamable:lookahead", "domain:music"),
     ),
 )
 

@@ -33,6 +33,6 @@ ENTRIES: tuple[Entry, ...] = (
         paper="SpeechTokenizer: Unified Speech Tokenizer for Speech Language Models, arXiv 2308.16692",
         source="ZhangXInFD/SpeechTokenizer",
         parameters=120_450_258,
-        tags=("encoder-decoder:cnn+rnn", "quantization:rvq", "training:joint", "streamability:none", "domain:speech", "semantic"),
+        tags=("encoder:cnn+lstm", "quantizer:rvq", "training:joint+distillation", "streamable:none", "domain:speech", "semantic"),
     ),
 )

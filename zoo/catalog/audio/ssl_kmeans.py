@@ -6,7 +6,7 @@ __all__ = ["ENTRIES"]
 
 _NOTICE = "The public file holds the features only. Find the centroids with fit(sounds) before you encode."
 _TAGS = (
-    *("encoder-decoder:cnn+transformer", "quantization:kmeans", "training:separate", "streamability:none", "domain:speech"),
+    *("encoder:cnn+transformer", "quantizer:kmeans", "training:separate", "streamable:none", "domain:speech"),
     "semantic",
 )
 

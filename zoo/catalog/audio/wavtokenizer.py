@@ -32,7 +32,7 @@ ENTRIES: tuple[Entry, ...] = (
         paper=_PAPER,
         source="jishengpeng/WavTokenizer",
         parameters=75_945_845,
-        tags=("encoder-decoder:cnn+rnn+transformer", "quantization:vq", "training:joint", "streamability:none", "domain:speech"),
+        tags=("encoder:cnn+lstm+transformer", "quantizer:vq", "training:joint", "streamable:none", "domain:speech"),
     ),
     Entry(
         name="wavtokenizer_large_unify_40",
@@ -60,6 +60,6 @@ ENTRIES: tuple[Entry, ...] = (
         paper=_PAPER,
         source="jishengpeng/WavTokenizer",
         parameters=76_307_413,
-        tags=("encoder-decoder:cnn+rnn+transformer", "quantization:vq", "training:joint", "streamability:none", "domain:general"),
+        tags=("encoder:cnn+lstm+transformer", "quantizer:vq", "training:joint", "streamable:none", "domain:general"),
     ),
 )
