@@ -35,10 +35,9 @@ def card_path(name: str) -> Path:
 
 
 def results_of(name: str) -> list[Result]:
-    """Give the stored results of a tokenizer, measured ones first."""
+    """Give the stored results of a tokenizer."""
     folder = Path(__file__).parent / "results" / name
-    results = [load_result(path) for path in sorted(folder.glob("*.json"))]
-    return sorted(results, key=lambda result: result.status != "measured")
+    return [load_result(path) for path in sorted(folder.glob("*.json"))]
 
 
 def card(entry: Entry, results: Sequence[Result] | None = None) -> str:
@@ -102,7 +101,6 @@ def _model_index(entry: Entry, results: Sequence[Result]) -> list[Any] | None:
             metric_value=float(f"{score.mean:.4g}"),
         )
         for result in results
-        if result.status == "measured"
         for name, score in result.points[-1].scores.items()
         if score.mean is not None
     ] or None
@@ -173,7 +171,7 @@ def _results(result: Result) -> str:
     names = list(dict.fromkeys(name for point in result.points for name in point.scores))
     data = result.dataset
     split = f" ({data.split})" if data.split else ""
-    head = f"## Results, {result.status}: {data.name}{split}, {data.count} items, protocol {result.protocol.id}"
+    head = f"## Results: {data.name}{split}, {data.count} items, protocol {result.protocol.id}"
     unit = "bits per second" if result.protocol.modality == "audio" else "bits per pixel"
     lines = [f"| rate | {unit} | " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) + 1)]
     for point in result.points:
@@ -182,8 +180,7 @@ def _results(result: Result) -> str:
         amount = point.bits_per_second if result.protocol.modality == "audio" else point.bits_per_pixel
         bits = "" if amount is None else f"{amount:.4g}"
         lines.append(f"| {rate} | {bits} | " + " | ".join(cells) + " |")
-    source = f"\n\nSource: {result.source['paper']}, {result.source['table']}, {result.source['link']}" if result.source else ""
-    return f"{head}\n\n" + "\n".join(lines) + source
+    return f"{head}\n\n" + "\n".join(lines)
 
 
 def _reported(entry: Entry) -> str:
@@ -259,8 +256,6 @@ def _training_sources(entry: Entry) -> str:
 def _worst(name: str, results: Sequence[Result]) -> str:
     """The five items with the lowest PSNR, or for sound the largest mel distance, at the full rate."""
     for result in results:
-        if result.status != "measured":
-            continue
         path = Path(__file__).parent / "results" / name / f"{result.dataset.name}.{result.protocol.id}.items.csv"
         if not path.exists():
             continue

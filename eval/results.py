@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from eval.protocols import AnyProtocol, read_protocol
 from eval.rates import Rate, rate_text
@@ -148,46 +148,28 @@ class Result:
 
     Attributes:
         tokenizer: catalog name, or the name of a classical codec.
-        weights_sha256: of the tokenizer's tensors (`eval.reconstruction.tensors_sha256`); None for a codec or a reported row.
-        status: "measured" here, or "reported" by somebody else.
+        weights_sha256: of the tokenizer's tensors (`eval.reconstruction.tensors_sha256`); None for a codec.
         dataset: what was scored.
         protocol: how.
         points: one for each rate, rising.
-        speed: None for reported rows.
-        environment: versions, commit, date, device; None for reported rows.
-        source: of a reported row: `paper`, `table`, `link`.
-        items: per-item scores of a measured row; in the CSV, not in the JSON.
+        speed: None where it was not taken.
+        environment: versions, commit, date, device.
+        items: per-item scores; in the CSV, not in the JSON.
     """
 
     tokenizer: str
     weights_sha256: str | None = None
-    status: Literal["measured", "reported"] = "measured"
     dataset: Dataset
     protocol: AnyProtocol
     points: tuple[Point, ...]
     speed: Speed | None = None
-    environment: Mapping[str, Any] | None = None
-    source: Mapping[str, str] | None = None
+    environment: Mapping[str, Any]
     items: tuple[ItemRow, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         name = f"Result of {self.tokenizer}"
-        if self.status not in ("measured", "reported"):
-            raise ValueError(f"{name}: status={self.status!r}. Allowed: measured, reported.")
         if not self.points:
             raise ValueError(f"{name}: no points. A result has at least one rate.")
-        if self.status == "measured" and (self.environment is None or self.source is not None):
-            raise ValueError(f"{name}: a measured result has environment and no source.")
-        if self.status == "reported":
-            missing = [key for key in ("paper", "table", "link") if not (self.source or {}).get(key)]
-            if missing or self.environment is not None or self.items:
-                raise ValueError(
-                    f"{name}: a reported result has source with paper, table and link (missing: {missing}), "
-                    "no environment and no items."
-                )
-            if any(score.ci95 is not None for point in self.points for score in point.scores.values()):
-                raise ValueError(f"{name}: a reported result has no intervals of ours. Leave ci95 out.")
-            return
         if self.items and len(self.items) != self.dataset.count * len(self.points):
             raise ValueError(
                 f"{name}: {len(self.items)} rows of items for {self.dataset.count} items at {len(self.points)} rates. "
@@ -208,7 +190,7 @@ class Result:
         out: dict[str, Any] = {"schema": SCHEMA}
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name == "items" or (value is None and f.name in ("environment", "source", "speed")):
+            if f.name == "items" or (value is None and f.name == "speed"):
                 continue
             if f.name == "protocol":
                 value = value.to_dict()
@@ -389,8 +371,6 @@ def comparable(a: Result, b: Result) -> str | None:
     Data and protocol have to be equal in every field but `decode`, which belongs to the tokenizer. Of the scores only those that
     both define alike may be compared: `shared_scores`.
     """
-    if "reported" in (a.status, b.status):
-        return f"{a.tokenizer} is {a.status} and {b.tokenizer} is {b.status}: reported numbers stand apart"
     if a.dataset.sha256 != b.dataset.sha256:
         return (
             f"other data: {a.dataset.name} ({a.dataset.count} items, {a.dataset.sha256[:12]}) and "

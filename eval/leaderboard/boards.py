@@ -262,14 +262,9 @@ def load_results(folder: str | Path = RESULTS) -> list[Result]:
 
 
 def make_boards(results: Sequence[Result]) -> list[Board]:
-    """Put measured results on boards: a result joins the first board with all of whose results it may be compared.
-
-    Reported results are left out: they stand apart.
-    """
+    """Put results on boards: a result joins the first board with all of whose results it may be compared."""
     groups: list[list[Result]] = []
     for result in results:
-        if result.status != "measured":
-            continue
         home = next((group for group in groups if all(comparable(result, other) is None for other in group)), None)
         if home is None:
             groups.append([result])
@@ -318,7 +313,7 @@ def facts_of(result: Result, entry: Entry | None) -> Facts:
             parameters=entry.parameters,
             entry=entry,
         )
-    return Facts(kind="tokenizer" if result.weights_sha256 or result.status == "reported" else CODEC)
+    return Facts(kind="tokenizer" if result.weights_sha256 else CODEC)
 
 
 def _columns(results: Sequence[Result]) -> list[Column]:

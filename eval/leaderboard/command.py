@@ -36,7 +36,7 @@ def build_site(
     """Write the site into a folder; all files are there, or none.
 
     Args:
-        results: measured and reported ones.
+        results: what was measured.
         out: folder.
         reported: figures of others, for tables of their own.
         packs: name of a data set, as results have it -> where it lies; its worst items are shown then.
@@ -54,7 +54,6 @@ def build_site(
     if unused:
         there = sorted({result.dataset.name for board, _ in boards for result in board.results})
         raise ValueError(f"build_site: no result is of data {unused[0]!r}. Data sets there: {', '.join(there)}.")
-    reported = [*reported, *(figure for result in results if result.status == "reported" for figure in _figures(result))]
     pages = _addresses([board for board, _ in boards])
     sources = _Sources(packs)
     out = Path(out)
@@ -72,26 +71,6 @@ def build_site(
             (folder / address).write_text(page, encoding="utf-8")
         written = sorted((path.relative_to(folder) for path in folder.rglob("*.html")), key=lambda path: (len(path.parts), path))
     return [out / path for path in written]
-
-
-def _figures(result: Result) -> list[Reported]:
-    """The scores of a reported result as single figures."""
-    source = dict(result.source or {})
-    told = f"{source['paper']}, {source['table']}, {source['link']}"
-    data = f"{result.dataset.name}{f', {result.dataset.split}' if result.dataset.split else ''}; {result.protocol.id}"
-    return [
-        Reported(
-            name=result.tokenizer,
-            rate=", ".join(f"{key}={value}" for key, value in point.rate.items()),
-            score=name,
-            value=score.mean,
-            data=data,
-            source=told,
-        )
-        for point in result.points
-        for name, score in point.scores.items()
-        if score.mean is not None
-    ]
 
 
 def _addresses(boards: Sequence[Board]) -> dict[str, str]:

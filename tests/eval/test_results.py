@@ -68,7 +68,6 @@ def test_the_json_has_the_documented_form(tmp_path):
         "schema",
         "tokenizer",
         "weights_sha256",
-        "status",
         "dataset",
         "protocol",
         "points",
@@ -134,8 +133,7 @@ def _edit(path: Path, change) -> Path:
         (lambda v: v["points"][0]["scores"].update(ssim={"mean": 1.0, "n": 2}), "ssim is not defined in protocol.scorers"),
         (lambda v: v["points"].pop(), "4 rows of items for 2 items at 1 rates"),
         (lambda v: v.update(points=[]), "no points"),
-        (lambda v: v.update(status="guessed"), "status='guessed'. Allowed: measured, reported"),
-        (lambda v: v.pop("environment"), "a measured result has environment"),
+        (lambda v: v.pop("environment"), "result does not fit"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(tmp_path, change, message):
@@ -150,18 +148,6 @@ def test_numbers_that_are_no_numbers_are_refused():
         Score(mean=math.nan, n=1)
     with pytest.raises(ValueError, match=r"Counts do not fit"):
         Score(mean=1.0, n=0)
-
-
-def test_reported_rows(tmp_path):
-    source = {"paper": "arXiv 1", "table": "2", "link": "https://example.org"}
-    points = (Point(rate={}, bits_per_pixel=0.1, scores={"rfid": Score(mean=1.5, n=50000)}),)
-    row = made(status="reported", environment=None, speed=None, source=source, items=(), points=points, weights_sha256=None)
-    assert load_result(row.save(tmp_path / "r.json")) == row
-    with pytest.raises(ValueError, match=r"missing: \['link'\]"):
-        replace(row, source={"paper": "arXiv 1", "table": "2"})
-    with pytest.raises(ValueError, match=r"no intervals of ours"):
-        replace(row, points=(replace(points[0], scores={"rfid": Score(mean=1.5, ci95=(1.0, 2.0), n=50000)}),))
-    assert "reported numbers stand apart" in comparable(row, made())
 
 
 def test_comparable_rows():

@@ -74,22 +74,6 @@ def results() -> list[Result]:
 
 
 @pytest.fixture(scope="session")
-def reported(results) -> Result:
-    point = Point(rate={}, bits_per_pixel=0.5, scores={"psnr_db": Score(mean=99.0, n=0 + 1)})
-    return replace(
-        results[0],
-        tokenizer="paper_model",
-        status="reported",
-        weights_sha256=None,
-        speed=None,
-        environment=None,
-        items=(),
-        points=(point,),
-        source={"paper": "A <paper>", "table": "table 3", "link": "https://example.org/paper"},
-    )
-
-
-@pytest.fixture(scope="session")
 def measured() -> Callable[..., Result]:
     """`measured(name, rate -> PSNR of every item, bits=rate -> bits per pixel)` makes a result."""
     return _measured

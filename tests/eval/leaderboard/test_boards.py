@@ -17,16 +17,15 @@ PSNR = {"unit": "dB", "better": "higher", "data_range": 255}
 KID = {"unit": "1/1000", "better": "lower", "sha256": "aa"}
 
 
-def test_another_protocol_or_data_gives_another_board(results, reported):
+def test_another_protocol_or_data_gives_another_board(results):
     other_protocol = replace(results[0], protocol=replace(results[0].protocol.varied(seed=7)))
     other_data = replace(results[0], dataset=replace(results[0].dataset, sha256="ee"))
     steps = replace(results[0], protocol=replace(results[0].protocol, decode={"steps": 20}))
-    boards = make_boards([*results, other_protocol, other_data, reported, steps])
+    boards = make_boards([*results, other_protocol, other_data, steps])
     assert [len(board.results) for board in boards] == [5, 1, 1]
     assert [row.name for row in boards[0].rows][-1] == "near (steps=20)"
     assert boards[1].results[0].protocol.id == "image-64-v1+seed=7"
     assert boards[2].results[0].dataset.sha256 == "ee"
-    assert all(row.name != "paper_model" for board in boards for row in board.rows)
 
 
 def test_a_name_that_a_board_has_twice_is_numbered(results):

@@ -32,11 +32,11 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def site(results, reported, figures, measured, tmp_path_factory):
+def site(results, figures, measured, tmp_path_factory):
     out = tmp_path_factory.mktemp("site")
     data = replace(results[0].dataset, name="other", sha256="ee", count=2)
     away = measured("elsewhere", {"full": [20.0, 21.0]}, bits={"full": 1.0}, dataset=data)  # other data: a board of its own
-    build_site([*results, away, reported], out, reported=figures)
+    build_site([*results, away], out, reported=figures)
     return out
 
 
