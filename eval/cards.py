@@ -225,8 +225,19 @@ def _made(entry: Entry, results: Sequence[Result]) -> str:
 
 
 def _training_sources(entry: Entry) -> str:
-    if entry.training_pack != "images128":
+    """The packages of the pack that the weights were trained on, with what each gave and its licences."""
+    if entry.training_pack is None:
         return ""
+    packs = {"images128": _images128_sources, "speech16k": _speech16k_sources}
+    if entry.training_pack not in packs:
+        raise ValueError(
+            f"card: training_pack={entry.training_pack!r} of {entry.name} is no pack whose sources are known here. "
+            f"Allowed: {', '.join(packs)}. Name one of them, or leave it out and say in trained_on what the data were."
+        )
+    return "\n".join(packs[entry.training_pack](entry))
+
+
+def _images128_sources(entry: Entry) -> list[str]:
     from recipes.data.build import sources
     from recipes.data.build.manifest import RELEASE_WITHOUT
 
@@ -244,13 +255,33 @@ def _training_sources(entry: Entry) -> str:
         licences = ", ".join(f"{name}: {count}" for name, count in record.licenses.items())
         package = record.package
         lines.append(f"| {package.name} | {package.version} | {record.sources['train']} | {record.crops['train']} | {licences} |")
-    lines += [
+    return [
+        *lines,
         "",
         f"The weights carry {_licence(entry.license_weights)}, which public-domain, CC0, CC BY, CC BY-SA (through 4.0) and GPL "
         "sources allow. "
         "The single credits stand in the README that the build writes beside the pictures.",
     ]
-    return "\n".join(lines)
+
+
+def _speech16k_sources(entry: Entry) -> list[str]:
+    from recipes.data.build import speech_sources
+
+    lines = [
+        "## Speech it was trained on, and its licences",
+        "",
+        "From public packages, by `zoo data build speech16k`. A speaker of asterisk or festvox is a named person, one of fillets a "
+        "character of a game, one of tuxpaint no more than a language.",
+        "",
+        "| package | version | licence | minutes (train) | speakers |",
+        "| --- | --- | --- | ---: | --- |",
+    ]
+    for record in speech_sources():
+        package = record.package
+        licence = f"{package.license} ({package.note})" if package.note else package.license
+        cells = (package.name, package.version, licence, f"{record.minutes['train']:.2f}", ", ".join(record.speakers))
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", f"Licence of the weights: {_licence(entry.license_weights)}."]
 
 
 def _worst(name: str, results: Sequence[Result]) -> str:

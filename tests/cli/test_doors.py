@@ -17,6 +17,7 @@ from zoo.cli import main
         (["bench", "kl_vae_nano", "--json", "x"], "eval.bench", ["kl_vae_nano", "--json", "x"]),
         (["bench", "quantizers", "--help"], "eval.bench_quantizers", ["--help"]),
         (["data", "build", "images128", "out", "--size", "64"], "recipes.data.build.images128", ["out", "--size", "64"]),
+        (["data", "build", "speech16k", "out", "--cache", "x"], "recipes.data.build.speech16k", ["out", "--cache", "x"]),
     ],
 )
 def test_words_arrive(words, room, given, monkeypatch):
@@ -37,7 +38,9 @@ def test_data_refuses_other_verbs(capsys):
     assert main(["data", "destroy", "images128"]) == 2
     assert "no verb" in capsys.readouterr().err
     assert main(["data", "build"]) == 0
-    assert "images128" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "images128" in out
+    assert "speech16k" in out
 
 
 def test_samples(capsys):

@@ -66,6 +66,25 @@ def test_training_pictures_are_listed_with_their_licences():
     assert "GFDL" not in text
 
 
+def test_training_speech_is_listed_with_licences_minutes_and_speakers():
+    text = card(replace(zoo.info("flextok_nano"), training_pack="speech16k", license_weights=None), [])
+    section = text.split("## Speech it was trained on, and its licences")[1].split("\n## ")[0]
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    rows = {name: cells for name, *cells in table}
+    assert rows["asterisk-core-sounds-it-g722"] == ["1.6.1-1", "CC-BY-3.0 (recorded by Carlo Flora)", "5.39", "asterisk-it-carlo"]
+    assert rows["festvox-ru"][2:] == ["7.38", "festvox-ru-nsh"]
+    assert rows["fillets-ng-data-nl"][2:] == ["8.39", "fillets-nl-big, fillets-nl-small"]
+    assert len(rows) == 2 + 7
+    assert "Licence of the weights: unknown." in section
+    assert "Pictures it was trained on" not in text
+
+
+def test_an_unknown_training_pack_is_refused():
+    with pytest.raises(ValueError, match=r"training_pack='speech8k' of flextok_nano is no pack.*images128, speech16k"):
+        card(replace(zoo.info("flextok_nano"), training_pack="speech8k"), [])
+    assert "trained on, and" not in card(replace(zoo.info("flextok_nano"), training_pack=None), [])
+
+
 def test_research_only_weights_say_so():
     text = card(zoo.info("flextok_d18_d28_dfn"), [])
     assert "research use only" in text

@@ -8,11 +8,9 @@ can be stopped at any time: packages, unpacked files and finished shards stay an
 import argparse
 import hashlib
 import io
-import json
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from PIL import Image
 
 from recipes.data.build import gcompris, manifest, pack_readme, packages, shardfile, stamps
 from recipes.data.build.manifest import Crop, Manifest, Source
+from recipes.data.build.state import finished, note_shard, progress_bar, read_state, write_state
 
 __all__ = ["BuildReport", "Replayer", "background_pool", "build", "main", "package_path"]
 
@@ -35,7 +34,6 @@ _MATTE = {"opencv-doc": (190, 190, 190)}
 _BACKGROUND_LABELS = ("texture", "landscape", "plant")
 # Never a background: its pictures must be removable by name, and a composite carries the name of its stamp only.
 _NO_BACKGROUND = ("opencv-doc",)
-_STATE = "build.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,44 +228,6 @@ def background_pool(selected: Manifest) -> dict[str, list[Crop]]:
     }
 
 
-def _read_state(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """Return what an earlier run with the same settings noted; refuse a folder that holds anything else.
-
-    `overwrite` removes the shards of a run with other settings, and those only.
-    """
-    fresh: dict[str, Any] = {"settings": settings, "packages": {}, "shards": {}}
-    path = out / _STATE
-    if not path.exists():
-        if out.exists() and [found for found in out.iterdir() if found.suffix != ".part"]:
-            raise ValueError(
-                f"build: out={str(out)!r} holds files that this command did not write. Name an empty or new folder."
-            )
-        return fresh
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    found = state.get("settings", {})
-    different = sorted(name for name in settings if found.get(name) != settings[name])
-    if different and not overwrite:
-        listed = "; ".join(f"{name}: {found.get(name)} there, {settings[name]} asked for" for name in different)
-        raise ValueError(
-            f"build: out={str(out)!r} holds a build with other settings ({listed}).\n"
-            "Name another folder, or replace that build (overwrite=True, --overwrite)."
-        )
-    if different:
-        for name in state.get("shards", {}):
-            (out / Path(name).name).unlink(missing_ok=True)
-        return fresh
-    return state
-
-
-def _finished(out: Path, state: dict[str, Any]) -> list[str]:
-    """Return the shards on disk that are exactly as an earlier run wrote them."""
-    return [
-        name
-        for name, noted in state["shards"].items()
-        if (out / name).is_file() and hashlib.sha256((out / name).read_bytes()).hexdigest() == noted["sha256"]
-    ]
-
-
 def _get_packages(selected: Manifest, cache: Path, say: Callable[[str], None]) -> dict[str, packages.Unpacked]:
     debs = packages.fetch(selected.packages, cache, say=say)
     unpacked = {}
@@ -281,49 +241,20 @@ def _get_packages(selected: Manifest, cache: Path, say: Callable[[str], None]) -
     return unpacked
 
 
-@contextmanager
-def _progress(total: int, enabled: bool) -> Iterator[Callable[[], None]]:
-    """Give a function to be called once a picture; a bar is drawn if asked for, on a terminal, with rich installed."""
-    bar = None
-    if enabled and sys.stderr.isatty():
-        try:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            bar = Progress(
-                TextColumn("pictures"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-        except ImportError:
-            _log.info("rich is not installed: no progress bar")
-    if bar is None:
-        yield lambda: None
-        return
-    with bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
-
-
 def _write_shards(out: Path, shards: Mapping[str, Sequence[Crop]], state: dict[str, Any], replayer: Replayer) -> None:
     """Write shards from what was made, noting each in `build.json` as soon as it is whole."""
     changed = set(replayer.changed)
     for name, crops in shards.items():
         samples = [(crop.key, *replayer.made[crop.key]) for crop in crops if crop.key in replayer.made]
         shardfile.write_shard(out / name, samples)
-        state["shards"][name] = {
-            "sha256": hashlib.sha256((out / name).read_bytes()).hexdigest(),
-            "samples": len(samples),
-            "failed": {crop.key: replayer.failed[crop.key] for crop in crops if crop.key in replayer.failed},
-            "changed": [crop.key for crop in crops if crop.key in changed and crop.key in replayer.made],
-        }
-        _write_state(out, state)
-
-
-def _write_state(out: Path, state: dict[str, Any]) -> None:
-    shardfile.write_atomic(out / _STATE, (json.dumps(state, indent=1, sort_keys=True) + "\n").encode("utf-8"))
+        note_shard(
+            out,
+            state,
+            name,
+            samples=len(samples),
+            failed={crop.key: replayer.failed[crop.key] for crop in crops if crop.key in replayer.failed},
+            changed=[crop.key for crop in crops if crop.key in changed and crop.key in replayer.made],
+        )
 
 
 def _report(out: Path, selected: Manifest, state: dict[str, Any], reused: Sequence[str]) -> BuildReport:
@@ -393,8 +324,8 @@ def build(
     selected = (contents or manifest.load()).select(only=only, without=without)
     names = [package.name for package in selected.packages]
     settings = {"size": size, "seed": seed, "quality": _QUALITY, "packages": names, "manifest": selected.digest()}
-    state = _read_state(out, settings, overwrite)
-    done = _finished(out, state)
+    state = read_state(out, settings, overwrite)
+    done = finished(out, state)
     if set(selected.shards()) - set(done):
         unpacked = _get_packages(selected, cache, _log.info if progress else _log.debug)
         used = {name: {"version": item.version, "sha256": item.sha256} for name, item in unpacked.items()}
@@ -403,11 +334,11 @@ def build(
             done, state["shards"] = [], {}
         state |= {"packages": used, "pillow": PIL.__version__}
         out.mkdir(parents=True, exist_ok=True)
-        _write_state(out, state)
+        write_state(out, state)
         todo = {name: crops for name, crops in selected.shards().items() if name not in done}
         crops = [crop for shard in todo.values() for crop in shard]
         replayer = Replayer(unpacked, size=size, seed=seed, pool=background_pool(selected))
-        with _progress(len(crops), progress) as advance:
+        with progress_bar("pictures", len(crops), progress) as advance:
             replayer.run(crops, advance)
         _write_shards(out, todo, state, replayer)
     report = _report(out, selected, state, done)

@@ -346,7 +346,7 @@ def unpack(package: Package, deb: Path, version: str, wanted: Collection[str], c
         )
     if digest != package.sha256:
         _log.warning(
-            "%s is version %s; the lock list has %s: pictures may differ.", package.name, version, package.version
+            "%s is version %s; the lock list has %s: its files may differ.", package.name, version, package.version
         )
     which = hashlib.sha256("\n".join(sorted(wanted)).encode()).hexdigest()
     folder = cache / "unpacked" / f"{package.name}-{digest[:12]}-{which[:8]}"

@@ -1,4 +1,4 @@
-"""Write and read the tar shards of a picture pack: `KEY.jpg` followed by `KEY.json`, whole or not at all."""
+"""Write and read the tar shards of a pack: `KEY.jpg` (or `.ogg`, `.flac`) followed by `KEY.json`, whole or not at all."""
 
 import io
 import json
@@ -21,40 +21,40 @@ def write_atomic(path: Path, data: bytes) -> None:
     os.replace(part, path)
 
 
-def write_shard(path: Path, samples: Iterable[tuple[str, bytes, dict[str, Any]]]) -> None:
-    """Write (key, JPEG, record) triples as one tar without dates and owners, so that equal samples give equal bytes."""
+def write_shard(path: Path, samples: Iterable[tuple[str, bytes, dict[str, Any]]], *, suffix: str = "jpg") -> None:
+    """Write (key, encoded sample, record) triples as one tar without dates and owners: equal samples give equal bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for key, picture, record in samples:
-            for suffix, data in (("jpg", picture), ("json", json.dumps(record, sort_keys=True).encode("utf-8"))):
-                member = tarfile.TarInfo(f"{key}.{suffix}")
+        for key, sample, record in samples:
+            for kind, data in ((suffix, sample), ("json", json.dumps(record, sort_keys=True).encode("utf-8"))):
+                member = tarfile.TarInfo(f"{key}.{kind}")
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
     write_atomic(path, buffer.getvalue())
 
 
-def read_shard(path: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """Yield (key, JPEG, record) in the order of the file.
+def read_shard(path: Path, *, suffix: str = "jpg") -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """Yield (key, encoded sample, record) in the order of the file.
 
     Raises:
-        ValueError: a tar that is cut short, or whose members are not pairs `KEY.jpg`, `KEY.json`.
+        ValueError: a tar that is cut short, or whose members are not pairs `KEY.SUFFIX`, `KEY.json`.
     """
     try:
         with tarfile.open(path) as archive:
-            picture: tuple[str, bytes] | None = None
+            sample: tuple[str, bytes] | None = None
             for member in archive:
-                key, _, suffix = member.name.rpartition(".")
+                key, _, kind = member.name.rpartition(".")
                 data = archive.extractfile(member).read()  # type: ignore[union-attr]
-                if suffix == "jpg" and picture is None:
-                    picture = (key, data)
-                elif suffix == "json" and picture is not None and picture[0] == key:
-                    yield key, picture[1], json.loads(data)
-                    picture = None
+                if kind == suffix and sample is None:
+                    sample = (key, data)
+                elif kind == "json" and sample is not None and sample[0] == key:
+                    yield key, sample[1], json.loads(data)
+                    sample = None
                 else:
                     raise ValueError(
-                        f"read_shard: {path}: {member.name!r} is out of place. Allowed: pairs KEY.jpg, KEY.json."
+                        f"read_shard: {path}: {member.name!r} is out of place. Allowed: pairs KEY.{suffix}, KEY.json."
                     )
-            if picture is not None:
-                raise ValueError(f"read_shard: {path}: {picture[0]}.jpg has no record after it. Build the shard again.")
+            if sample is not None:
+                raise ValueError(f"read_shard: {path}: {sample[0]}.{suffix} has no record after it. Build the shard again.")
     except tarfile.TarError as error:
         raise ValueError(f"read_shard: {path}: not a whole tar file ({error}). Build the shard again.") from error

@@ -20,6 +20,14 @@ def test_what_is_written_is_read_in_order(tmp_path):
         assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in archive} == {(0, 0, 0, "", 0o644)}
 
 
+def test_sounds_are_pairs_of_their_own_suffix(tmp_path):
+    path = tmp_path / "val-00000.tar"
+    write_shard(path, SAMPLES, suffix="flac")
+    assert list(read_shard(path, suffix="flac")) == SAMPLES
+    with pytest.raises(ValueError, match=r"'b_001\.flac' is out of place\. Allowed: pairs KEY\.ogg, KEY\.json"):
+        list(read_shard(path, suffix="ogg"))
+
+
 def test_equal_samples_give_equal_bytes(tmp_path):
     write_shard(tmp_path / "one.tar", SAMPLES)
     write_shard(tmp_path / "two.tar", iter(SAMPLES))

@@ -7,7 +7,10 @@ from importlib import import_module
 
 __all__ = ["PACKS", "pass_on"]
 
-PACKS = {"images128": "5,892 small pictures with 10 labels, from packages of Debian 12"}
+PACKS = {
+    "images128": "5,892 small pictures with 10 labels, from packages of Debian 12",
+    "speech16k": "61 minutes of speech in 11 languages with transcripts, from packages of Debian 12",
+}
 _HELP = """usage: zoo data build PACK [OUT] [--OPTION VALUE ...]
 
 Build a data pack from public packages.
