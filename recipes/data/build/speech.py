@@ -14,6 +14,7 @@ __all__ = ["SAMPLE_RATE", "SpeechError", "decode", "encode_flac", "encode_vorbis
 SAMPLE_RATE = 16000
 VORBIS_LEVEL = 0.28  # compression_level of libsndfile, 0 (best) to 1: about 7 KB/s
 _WIDTH, _ROLLOFF = 64, 0.95
+_PEAK = 0.999
 _INSTALL = "Install what sounds need: pip install 'tokenizer-zoo[audio,video]'."
 
 
@@ -24,7 +25,7 @@ class SpeechError(ValueError):
 def decode(data: bytes, file: str) -> tuple[np.ndarray, int]:
     """Decode a recording: channels averaged, resampled by a windowed sinc, level and ends as they are.
 
-    Where resampling makes a peak above full scale, the whole sound is divided by that peak.
+    A sound whose peak is then above 0.999 is scaled down to that peak, as in the pack.
 
     Args:
         data: content of the file.
@@ -46,7 +47,7 @@ def decode(data: bytes, file: str) -> tuple[np.ndarray, int]:
         from torchaudio.functional import resample
 
         x = resample(torch.from_numpy(x), rate, SAMPLE_RATE, lowpass_filter_width=_WIDTH, rolloff=_ROLLOFF).numpy()
-    return x / max(1.0, float(np.abs(x).max())), rate
+    return x * (_PEAK / max(_PEAK, float(np.abs(x).max()))), rate
 
 
 def _decode_g722(data: bytes, file: str) -> tuple[np.ndarray, int]:

@@ -45,7 +45,7 @@ def render(
         "text, license, duration (s), source_rate (Hz). `build.json` holds settings, package versions and checksums.",
         "",
         "All sources but festvox-ru were lossy already (G.722 or Vorbis): nothing here measures the last decibel. Channels",
-        "were averaged and rates brought to 16 kHz; level and ends are those of the source.",
+        "were averaged and rates brought to 16 kHz; level (but for peaks above 0.999) and ends are those of the source.",
         "",
         "A speaker of asterisk or festvox is one named person; one of fillets is a character of a game, one of tuxpaint no more",
         "than a language. Texts are the scripts, not checked by ear. No sentence of a speaker is in two splits; speakers are.",
