@@ -1,6 +1,6 @@
 """RQ-VAE of Kakao Brain."""
 
-from zoo.registry import Entry
+from zoo.registry import Entry, Weights
 
 __all__ = ["ENTRIES"]
 
@@ -22,6 +22,11 @@ ENTRIES: tuple[Entry, ...] = (
             norm_groups=8,
             image_size=64,
         ),
+        weights=Weights(
+            file="rvq_nano.safetensors",
+            sha256="7b2e41e4a3c79af5ef1a26e7973a40e7b550e29887b25ce8cf8b75d9ecda06cc",
+            size=4_363_082,
+        ),
         layout="2d",
         discrete=True,
         residual=True,
@@ -33,7 +38,12 @@ ENTRIES: tuple[Entry, ...] = (
         downsample=(1, 8, 8),
         size_multiple=8,
         bits_per_pixel=0.5,
+        trained_on="images128 at 64 px, the release build: 4,955 crops of 990 source pictures from public packages",
+        training_pack="images128",
+        training="5,000 steps of 16 pictures, seed 0, 48 minutes on one CPU core (AVX-512, bfloat16 autocast), in two pieces: the "
+        "first 2,000 under a schedule of 2,000, resumed under that of 3,000 and, at its end, under that of 5,000.",
         license_code="Apache-2.0",
+        license_weights="GPL-3.0-or-later",
         paper="Autoregressive Image Generation using Residual Quantization, arXiv 2203.01941",
         parameters=2_169_860,
         recipe="rvq_nano",
