@@ -292,7 +292,7 @@ def test_a_lightning_checkpoint_with_training_losses(parity, tmp_path):
 
 def test_the_catalog_has_the_sizes_of_the_release():
     """Names say the compression and the channels; 69 + 88 and 90 + 109 million parameters, as counted with the public code."""
-    entries = zoo.find(family="vidtok")
+    entries = [entry for entry in zoo.find(family="vidtok") if entry.source]
     assert len(entries) == 23
     for e in entries:
         kind, _, compression, size = e.name.split("_")[1:5]

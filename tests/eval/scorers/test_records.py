@@ -8,14 +8,16 @@ import pytest
 from eval.scorers import DEFAULT_AUDIO, DEFAULT_IMAGE, RECORDS, ScorerRecord, check_names
 
 PLAIN = ["psnr_db", "ssim", "ssim_valid", "mse", "mae", "bits_per_pixel", "codebook_use", "code_perplexity"]
-OFFICIAL = ["lpips", "lpips_vgg", "rfid"]
+OFFICIAL = ["lpips", "lpips_vgg", "rfid", "frame_lpips", "frame_lpips_vgg"]
 KINDS = ["pdist", "fd", "pfd64", "kid", "precision", "recall"]
 PICTURES = PLAIN + OFFICIAL + [f"{kind}_{network}" for kind in KINDS for network in ("mbv2", "lite0")]
 SIGNAL = ["si_sdr_db", "snr_db", "mel_distance", "stft_distance", "log_spectral_distance_db"]
 LISTENING = ["pesq_wb", "pesq_nb", "stoi", "estoi", "visqol_speech", "visqol_audio", "distillmos"]
 SPEECH = ["speaker_similarity", "f0_error_cents", "voicing_error", "wer_sphinx", "wer_gap_sphinx"]
 SETS = ["fad_aisfx", "kad_aisfx", "bits_per_second", "entropy_bits_per_second"]
-WANTED = PICTURES + SIGNAL + LISTENING + SPEECH + SETS + [f"dnsmos_{part}" for part in ("sig", "bak", "ovrl", "p808")]
+FRAMES = [f"frame_{name}" for name in ("psnr_db", "ssim", "ssim_valid", "pdist_mbv2", "pdist_lite0")]
+TIME = ["temporal_difference_rmse", "warping_error", "flicker_rmse", "video_fd_mbv2", "video_kid_mbv2", "tokens_per_second"]
+WANTED = PICTURES + FRAMES + TIME + SIGNAL + LISTENING + SPEECH + SETS + [f"dnsmos_{part}" for part in ("sig", "bak", "ovrl", "p808")]
 
 
 def test_every_scorer_has_a_whole_record():
@@ -33,7 +35,7 @@ def test_every_scorer_has_a_whole_record():
 
 def test_only_the_official_network_is_called_fid():
     assert [name for name in RECORDS if "fid" in name] == ["rfid"]
-    assert sorted(name for name, record in RECORDS.items() if record.download) == OFFICIAL
+    assert sorted(name for name, record in RECORDS.items() if record.download) == sorted(OFFICIAL)
 
 
 def test_default_scorers_need_no_download():
