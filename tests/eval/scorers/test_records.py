@@ -17,7 +17,8 @@ SPEECH = ["speaker_similarity", "f0_error_cents", "voicing_error", "wer_sphinx",
 SETS = ["fad_aisfx", "kad_aisfx", "bits_per_second", "entropy_bits_per_second"]
 FRAMES = [f"frame_{name}" for name in ("psnr_db", "ssim", "ssim_valid", "pdist_mbv2", "pdist_lite0")]
 TIME = ["temporal_difference_rmse", "warping_error", "flicker_rmse", "video_fd_mbv2", "video_kid_mbv2", "tokens_per_second"]
-WANTED = PICTURES + FRAMES + TIME + SIGNAL + LISTENING + SPEECH + SETS + [f"dnsmos_{part}" for part in ("sig", "bak", "ovrl", "p808")]
+DNSMOS = [f"dnsmos_{part}" for part in ("sig", "bak", "ovrl", "p808")]
+WANTED = PICTURES + FRAMES + TIME + SIGNAL + LISTENING + SPEECH + SETS + DNSMOS
 
 
 def test_every_scorer_has_a_whole_record():
