@@ -4,7 +4,6 @@ A training stretch is a function of (seed, epoch, index), as are the stills that
 state, on no worker and on no neighbour. Every clip gives one stretch in an epoch.
 """
 
-import logging
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,10 +18,10 @@ from recipes.data.corpus import ImageCorpus
 from recipes.data.images import random_view, to_float
 from recipes.data.resumable import ResumableDataModule
 from recipes.data.sampler import seeded
+from recipes.data.unreadable import LeavesOut, OnError, check_on_error, readable
 
 __all__ = ["ClipBatch", "ClipDataModule", "ClipDataset", "random_stretch"]
 
-_logger = logging.getLogger(__name__)
 
 
 class ClipBatch(NamedTuple):
@@ -79,7 +78,7 @@ def _resized(frames: Tensor, size: int) -> Tensor:
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
-class ClipDataset(Dataset):
+class ClipDataset(LeavesOut, Dataset):
     """Stretches of clips with stills: random ones when asked for (epoch, index), the beginning and no stills for a bare index.
 
     Args:
@@ -105,19 +104,14 @@ class ClipDataset(Dataset):
         scale: tuple[float, float] = (1.0, 1.0),
         hflip: float = 0.0,
         keep_frames: int = 0,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
     ) -> None:
         self.corpus, self.stills = corpus, stills
         self.frames, self.size, self.stills_per_clip = frames, size, stills_per_clip
-        self.seed, self.scale, self.hflip, self.on_error = seed, scale, hflip, on_error
+        self.seed, self.scale, self.hflip = seed, scale, hflip
         self._room = keep_frames
         self._kept: dict[int, Tensor] = {}
-        self._bad = torch.zeros(len(corpus), dtype=torch.bool).share_memory_()
-
-    @property
-    def unreadable(self) -> int:
-        """How many different clips have been found unreadable so far."""
-        return int(self._bad.sum())
+        super().__init__(len(corpus), on_error)
 
     def __len__(self) -> int:
         return len(self.corpus)
@@ -130,11 +124,7 @@ class ClipDataset(Dataset):
                 return _lasting(found, self.frames), [], index
             frames = self._decoded(index)
         except UnreadableClipError as error:
-            if self.on_error == "raise":
-                raise
-            if not self._bad[index]:
-                self._bad[index] = True
-                _logger.warning("%s Left out.", error)
+            self.leave_out(index, error)
             return None
         draws = seeded("clip", self.seed, epoch, index)
         stretch = random_stretch(frames, self.frames, self.size, draws, scale=self.scale, hflip=self.hflip)
@@ -156,14 +146,12 @@ class ClipDataset(Dataset):
 
 
 def _collate(items: list[tuple[Tensor, list[Tensor], int] | None]) -> ClipBatch:
-    readable = [item for item in items if item is not None]
-    if not readable:
-        raise ValueError(f"ClipDataModule: all {len(items)} clips of a batch are unreadable; the log names them.")
-    clips = torch.stack([clip for clip, _, _ in readable])
-    stills = [still for _, some, _ in readable for still in some]
+    found = readable(items, "ClipDataModule", "clips")
+    clips = torch.stack([clip for clip, _, _ in found])
+    stills = [still for _, some, _ in found for still in some]
     pictures = torch.stack(stills) if stills else clips.new_zeros(0, *clips.shape[2:])
     frames = to_float(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]).transpose(1, 2).contiguous()
-    return ClipBatch(frames, to_float(pictures), torch.tensor([index for _, _, index in readable]))
+    return ClipBatch(frames, to_float(pictures), torch.tensor([index for _, _, index in found]))
 
 
 class ClipDataModule(ResumableDataModule):
@@ -210,7 +198,7 @@ class ClipDataModule(ResumableDataModule):
         keep_frames: int = 0,
         limit: int | None = None,
         limit_val: int | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         counts = {"frames": frames, "size": size, "limit": limit, "limit_val": limit_val}
@@ -224,8 +212,7 @@ class ClipDataModule(ResumableDataModule):
             raise ValueError(f"ClipDataModule: hflip={hflip} is no probability. Use 0 to 1.")
         if len(random_crop) != 2 or not 0 < random_crop[0] <= random_crop[1] <= 1:
             raise ValueError(f"ClipDataModule: random_crop={random_crop} is no range in (0, 1]. Example: (0.6, 1.0).")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"ClipDataModule: on_error={on_error!r}. Allowed: 'raise', 'skip'.")
+        check_on_error("ClipDataModule", on_error)
         self.train, self.val, self.stills = train, val, stills
         self.frames, self.size, self.stills_per_clip = frames, size, stills_per_clip
         self.exclude_packages = tuple(exclude_packages)

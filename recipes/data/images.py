@@ -4,7 +4,6 @@ An augmented picture is a function of (seed, epoch, index): it depends on no glo
 neighbour. The order of pictures is the sampler's (see `recipes.data.sampler`).
 """
 
-import logging
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,11 +16,11 @@ from recipes.data.corpora import open_images
 from recipes.data.corpus import ImageCorpus, UnreadableImageError
 from recipes.data.resumable import ResumableDataModule
 from recipes.data.sampler import seeded
+from recipes.data.unreadable import LeavesOut, OnError, check_on_error, readable
 from zoo.media import resize_crop
 
 __all__ = ["ImageBatch", "ImageDataModule", "ImageDataset", "random_view", "to_float"]
 
-_logger = logging.getLogger(__name__)
 
 
 class ImageBatch(NamedTuple):
@@ -63,7 +62,7 @@ def to_float(images: Tensor) -> Tensor:
     return images.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
 
 
-class ImageDataset(Dataset):
+class ImageDataset(LeavesOut, Dataset):
     """Pictures of a corpus as 8-bit arrays: random views when asked for (epoch, index), the centre for a bare index.
 
     Args:
@@ -82,20 +81,14 @@ class ImageDataset(Dataset):
         seed: int = 0,
         scale: tuple[float, float] = (1.0, 1.0),
         hflip: float = 0.0,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
     ) -> None:
         self.corpus = corpus
         self.size = size
         self.seed = seed
         self.scale = scale
         self.hflip = hflip
-        self.on_error = on_error
-        self._bad = torch.zeros(len(corpus), dtype=torch.bool).share_memory_()
-
-    @property
-    def unreadable(self) -> int:
-        """How many different pictures have been found unreadable so far."""
-        return int(self._bad.sum())
+        super().__init__(len(corpus), on_error)
 
     def __len__(self) -> int:
         return len(self.corpus)
@@ -105,11 +98,7 @@ class ImageDataset(Dataset):
         try:
             image = self.corpus.read(index)
         except UnreadableImageError as error:
-            if self.on_error == "raise":
-                raise
-            if not self._bad[index]:
-                self._bad[index] = True
-                _logger.warning("%s Left out.", error)
+            self.leave_out(index, error)
             return None
         if epoch is None:
             view = resize_crop(image, self.size)
@@ -120,10 +109,8 @@ class ImageDataset(Dataset):
 
 
 def _collate(items: list[tuple[np.ndarray, int, int] | None]) -> ImageBatch:
-    readable = [item for item in items if item is not None]
-    if not readable:
-        raise ValueError(f"ImageDataModule: all {len(items)} pictures of a batch are unreadable; the log names them.")
-    images, labels, index = zip(*readable, strict=True)
+    found = readable(items, "ImageDataModule", "pictures")
+    images, labels, index = zip(*found, strict=True)
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return ImageBatch(to_float(stacked), torch.tensor(labels), torch.tensor(index))
 
@@ -167,7 +154,7 @@ class ImageDataModule(ResumableDataModule):
         hflip: float = 0.5,
         limit: int | None = None,
         limit_val: int | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         if size < 1:
@@ -176,8 +163,7 @@ class ImageDataModule(ResumableDataModule):
             raise ValueError(f"ImageDataModule: hflip={hflip} is no probability. Use 0 to 1.")
         if len(random_crop) != 2 or not 0 < random_crop[0] <= random_crop[1] <= 1:
             raise ValueError(f"ImageDataModule: random_crop={random_crop} is no range in (0, 1]. Example: (0.6, 1.0).")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"ImageDataModule: on_error={on_error!r}. Allowed: 'raise', 'skip'.")
+        check_on_error("ImageDataModule", on_error)
         self.train = train
         self.val = val
         self.size = size

@@ -18,14 +18,12 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.data.corpus import ImageCorpus, content_hash
-from recipes.data.images import ImageDataModule, random_view, to_float
+from recipes.data.images import ImageDataModule, to_float
 from recipes.data.latent_cache import LatentCache, LatentCacheWriter, exclusive
 from recipes.data.resumable import ResumableDataModule
-from recipes.data.sampler import seeded
-from zoo.media import resize_crop
+from recipes.data.views import cache_path, view_loader, view_of, views_made_from
 
-__all__ = ["LatentBatch", "LatentDataModule", "LatentDataset", "ViewDataset", "encode_views", "weights_hash"]
+__all__ = ["LatentBatch", "LatentDataModule", "LatentDataset", "encode_views", "weights_hash"]
 
 _logger = logging.getLogger(__name__)
 _FORMAT = 1  # raise it when views are cut in another way, so that old caches are not taken for new ones
@@ -68,40 +66,6 @@ def weights_hash(tokenizer: Any) -> str:
     return digest.hexdigest()
 
 
-class ViewDataset(Dataset):
-    """The views of every picture as `(v, 3, size, size)` uint8, a function of (seed, view, index).
-
-    View 0 is the centre. View 1 is the centre mirrored, if mirroring is wanted at all. The others are random squares,
-    mirrored by chance.
-    """
-
-    def __init__(
-        self, corpus: ImageCorpus, *, size: int, views: int, seed: int, scale: tuple[float, float], hflip: float
-    ) -> None:
-        self.corpus = corpus
-        self.size = size
-        self.views = views
-        self.seed = seed
-        self.scale = scale
-        self.hflip = hflip
-
-    def __len__(self) -> int:
-        return len(self.corpus)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        image = self.corpus.read(index)
-        center = np.asarray(resize_crop(image, self.size))
-        views = [center]
-        for view in range(1, self.views):
-            if view == 1 and self.hflip > 0:
-                views.append(center[:, ::-1])
-                continue
-            generator = seeded("latent view", self.seed, view, index)
-            cut = random_view(image, self.size, generator, scale=self.scale, hflip=self.hflip)
-            views.append(np.asarray(cut))
-        return np.stack(views).transpose(0, 3, 1, 2), self.corpus.label_id(index)
-
-
 class LatentDataset(Dataset):
     """Rows of a cache. Asked for (epoch, index), the view of that epoch; asked for a bare index, view 0.
 
@@ -116,22 +80,14 @@ class LatentDataset(Dataset):
         return len(self.cache)
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, np.ndarray, int, int]:
-        if not isinstance(item, tuple):
-            return *self.cache.read(item, 0), item
-        epoch, index = item
-        first = int(torch.randint(self.cache.views, (), generator=seeded("first view", self.seed, index)))
-        return *self.cache.read(index, (first + epoch) % self.cache.views), index
+        index, view = view_of(item, self.cache.views, self.seed)
+        return *self.cache.read(index, view), index
 
 
 def _collate(items: list[tuple[Tensor, np.ndarray, int, int]]) -> LatentBatch:
     latents, images, labels, index = zip(*items, strict=True)
     pictures = to_float(torch.from_numpy(np.stack(images)))
     return LatentBatch(torch.stack(latents), pictures, torch.tensor(labels), torch.tensor(index))
-
-
-def _collate_views(items: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
-    views, labels = zip(*items, strict=True)
-    return np.stack(views), np.array(labels, dtype=np.int64)
 
 
 def encode_views(
@@ -321,25 +277,16 @@ class LatentDataModule(ResumableDataModule):
         source = self._source(split)
         if _is_cache(source):
             return Path(source).expanduser()
-        made_from = self._made_from(split)
-        key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-        return self.cache / f"{split}-{key[:20]}.safetensors"
+        return cache_path(self.cache, split, self._made_from(split))
 
     def _made_from(self, split: str) -> dict[str, Any]:
         """Return all that the content of a cache depends on."""
-        pictures = self._pictures
         if split not in self._facts:
-            self._facts[split] = {
+            self._facts[split] = views_made_from(self._pictures, split, self.views) | {
                 "format": _FORMAT,
-                "pictures": content_hash(pictures.corpus(split)),
                 "front_end": self._front_end_identity(),
-                "size": pictures.size,
                 "latent_dtype": self.latent_dtype,
-                "views": self.views if split == "train" else 1,
             }
-            if split == "train":
-                random = {"seed": self.seed, "random_crop": list(pictures.random_crop), "hflip": pictures.hflip}
-                self._facts[split] |= random
         return self._facts[split]
 
     def _front_end_identity(self) -> str:
@@ -360,20 +307,7 @@ class LatentDataModule(ResumableDataModule):
             if path.is_file():
                 _logger.info("latents of %s found in %s", split, path)
                 return
-            facts, pictures = self._made_from(split), self._pictures
-            dataset = ViewDataset(
-                pictures.corpus(split),
-                size=pictures.size,
-                views=facts["views"],
-                seed=self.seed,
-                scale=pictures.random_crop,
-                hflip=pictures.hflip,
-            )
-            loader = DataLoader(
-                dataset=dataset,
-                batch_size=max(1, self.encode_batch_size // facts["views"]),
-                num_workers=self.num_workers,
-                collate_fn=_collate_views,
-            )
-            _logger.info("encoding %d pictures in %d views into %s", len(dataset), facts["views"], path)
+            facts = self._made_from(split)
+            loader = view_loader(self._pictures, split, views=facts["views"], batch_size=self.encode_batch_size)
+            _logger.info("encoding %d pictures in %d views into %s", len(loader.dataset), facts["views"], path)
             encode_views(loader, self._front_end(), path, dtype=_DTYPES[self.latent_dtype], made_from=facts)

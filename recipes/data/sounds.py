@@ -5,7 +5,6 @@ Every recording gives one stretch in an epoch. The order of recordings is the sa
 """
 
 import io
-import logging
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -18,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from recipes.data.resumable import ResumableDataModule
 from recipes.data.sampler import seeded
 from recipes.data.sound_corpus import SoundCorpus, SoundSelection, UnreadableSoundError, open_sounds
+from recipes.data.unreadable import LeavesOut, OnError, check_on_error, readable
 
 __all__ = ["SoundBatch", "SoundDataModule", "SoundDataset", "louder"]
 
-_logger = logging.getLogger(__name__)
 _FILTER = 24  # half width of the resampling filter, in samples of the lower of both rates
 _PEAK = 0.999
 _SILENT = 1e-4  # root mean square, -80 dB: no level is brought up from below
@@ -56,7 +55,7 @@ def louder(x: Tensor, *, level_db: float | None, gain_db: float) -> Tensor:
     return x * min(scale, max(1.0, _PEAK / peak) if scale > 1 and peak else scale)
 
 
-class SoundDataset(Dataset):
+class SoundDataset(LeavesOut, Dataset):
     """Stretches of a corpus: random ones when asked for (epoch, index), the beginning for a bare index.
 
     Args:
@@ -84,19 +83,13 @@ class SoundDataset(Dataset):
         gain_db: tuple[float, float] = (0.0, 0.0),
         flip: float = 0.0,
         keep_minutes: float = 0.0,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
     ) -> None:
         self.corpus, self.sample_rate, self.samples, self.channels = corpus, sample_rate, samples, channels
         self.seed, self.level_db, self.gain_db, self.flip = seed, level_db, gain_db, flip
-        self.on_error = on_error
         self._room = keep_minutes * 60.0  # seconds
         self._kept: dict[int, tuple[np.ndarray, int]] = {}
-        self._bad = torch.zeros(len(corpus), dtype=torch.bool).share_memory_()
-
-    @property
-    def unreadable(self) -> int:
-        """How many different recordings have been found unreadable so far."""
-        return int(self._bad.sum())
+        super().__init__(len(corpus), on_error)
 
     def __len__(self) -> int:
         return len(self.corpus)
@@ -111,11 +104,7 @@ class SoundDataset(Dataset):
         try:
             x = self._stretch(index, place)
         except UnreadableSoundError as error:
-            if self.on_error == "raise":
-                raise
-            if not self._bad[index]:
-                self._bad[index] = True
-                _logger.warning("%s Left out.", error)
+            self.leave_out(index, error)
             return None
         length = x.shape[1]
         if epoch is not None:
@@ -215,10 +204,8 @@ def _channels(x: Tensor, wanted: int) -> Tensor:
 
 
 def _collate(items: list[tuple[Tensor, int, int] | None]) -> SoundBatch:
-    readable = [item for item in items if item is not None]
-    if not readable:
-        raise ValueError(f"SoundDataModule: all {len(items)} recordings of a batch are unreadable; the log names them.")
-    sounds, lengths, index = zip(*readable, strict=True)
+    found = readable(items, "SoundDataModule", "recordings")
+    sounds, lengths, index = zip(*found, strict=True)
     return SoundBatch(torch.stack(sounds), torch.tensor(lengths), torch.tensor(index))
 
 
@@ -267,7 +254,7 @@ class SoundDataModule(ResumableDataModule):
         keep_minutes: float = 0.0,
         limit: int | None = None,
         limit_val: int | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         for name, value, low in (("sample_rate", sample_rate, 1), ("seconds", seconds, 0), ("seconds_val", seconds_val, 0)):
@@ -284,8 +271,7 @@ class SoundDataModule(ResumableDataModule):
         for name, value in (("limit", limit), ("limit_val", limit_val)):
             if value is not None and value < 1:
                 raise ValueError(f"SoundDataModule: {name}={value} keeps no recording. Use 1 or more, or leave it out.")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"SoundDataModule: on_error={on_error!r}. Allowed: 'raise', 'skip'.")
+        check_on_error("SoundDataModule", on_error)
         self.train, self.val = train, val
         self.sample_rate, self.channels = sample_rate, channels
         self.seconds, self.seconds_val = seconds, seconds_val

@@ -5,13 +5,10 @@ counts as a picture of its own: training shows another one in every epoch.
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -19,12 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import zoo
-from recipes.data.corpus import content_hash
 from recipes.data.images import ImageDataModule, to_float
 from recipes.data.latent_cache import LatentCacheWriter, TokenCache, exclusive
-from recipes.data.latents import ViewDataset, weights_hash
+from recipes.data.latents import weights_hash
 from recipes.data.resumable import ResumableDataModule
-from recipes.data.sampler import seeded
+from recipes.data.views import cache_path, view_loader, view_of, views_made_from
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens, TokenSpec, narrowest
 
@@ -63,17 +59,8 @@ class TokenDataset(Dataset):
         return len(self.cache)
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, int, int]:
-        view, index = 0, item
-        if isinstance(item, tuple):
-            epoch, index = item
-            first = int(torch.randint(self.cache.views, (), generator=seeded("first view", self.seed, index)))
-            view = (first + epoch) % self.cache.views
+        index, view = view_of(item, self.cache.views, self.seed)
         return self.cache.read(index, view), int(self.cache.labels[index]), index
-
-
-def _collate_views(items: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
-    views, labels = zip(*items, strict=True)
-    return np.stack(views), np.array(labels, dtype=np.int64)
 
 
 @torch.inference_mode()
@@ -271,24 +258,16 @@ class TokenDataModule(ResumableDataModule):
     def _made_from(self, split: str) -> dict[str, Any]:
         """Return all that the content of a cache depends on."""
         if split not in self._facts:
-            pictures = self.pictures()
-            self._facts[split] = {
+            self._facts[split] = views_made_from(self.pictures(), split, self.views) | {
                 "format": _FORMAT,
-                "pictures": content_hash(pictures.corpus(split)),
                 "tokenizer": [self._loaded().info.name, weights_hash(self._loaded())],
                 "depth": self.depth,
-                "size": pictures.size,
                 "latent_dtype": self.latent_dtype,
-                "views": self.views if split == "train" else 1,
             }
-            if split == "train":
-                random = {"seed": self.seed, "random_crop": list(pictures.random_crop), "hflip": pictures.hflip}
-                self._facts[split] |= random
         return self._facts[split]
 
     def _path(self, split: str) -> Path:
-        key = hashlib.sha256(json.dumps(self._made_from(split), sort_keys=True).encode()).hexdigest()
-        return self.cache / f"{split}-{key[:20]}.safetensors"
+        return cache_path(self.cache, split, self._made_from(split))
 
     def _encode(self, split: str) -> None:
         path = self._path(split)
@@ -296,21 +275,8 @@ class TokenDataModule(ResumableDataModule):
             if path.is_file():
                 _logger.info("tokens of %s found in %s", split, path)
                 return
-            facts, pictures = self._made_from(split), self.pictures()
-            dataset = ViewDataset(
-                pictures.corpus(split),
-                size=pictures.size,
-                views=facts["views"],
-                seed=self.seed,
-                scale=pictures.random_crop,
-                hflip=pictures.hflip,
-            )
-            loader = DataLoader(
-                dataset=dataset,
-                batch_size=max(1, self.encode_batch_size // facts["views"]),
-                num_workers=self.num_workers,
-                collate_fn=_collate_views,
-            )
-            _logger.info("encoding %d pictures in %d views into %s", len(dataset), facts["views"], path)
+            facts = self._made_from(split)
+            loader = view_loader(self.pictures(), split, views=facts["views"], batch_size=self.encode_batch_size)
+            _logger.info("encoding %d pictures in %d views into %s", len(loader.dataset), facts["views"], path)
             dtype = _DTYPES[self.latent_dtype]
             encode_tokens(loader, self._loaded(), path, depth=self.depth, latent_dtype=dtype, made_from=facts)

@@ -4,8 +4,8 @@ Serves the families `rqvae` (RQ-VAE), `ibq` (IBQ), `open_magvit2`, `elm` (the bi
 (the KL-16 autoencoder below its rounding), `autoencoder_kl` and `dc_ae`. What differs between them is one function each, below.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,66 +15,66 @@ from zoo.quantizers.base import Quantized
 from zoo.transforms.nested_dropout import powers_of_two
 from zoo.transforms.quality import psnr_db
 
-__all__ = ["AutoencoderRecipe"]
+__all__ = ["AutoencoderRecipe", "Passed", "Way", "sampled"]
 
 
-class _Passed(NamedTuple):
-    """Pictures after their way through a tokenizer, with the quantizer's result or the divergence of the latents."""
+class Passed(NamedTuple):
+    """Pictures or clips after their way through a tokenizer, with the quantizer's result or the divergence of the latents."""
 
     images: Tensor
     quantized: Quantized | None = None
     divergence: Tensor | None = None
 
 
-def _grid(tok: Any, x: Tensor, draws: torch.Generator | None) -> _Passed:
+def _grid(tok: Any, x: Tensor, draws: torch.Generator | None) -> Passed:
     """Channels first around the quantizer."""
     latents = tok.encode_latents(x) if hasattr(tok, "encode_latents") else tok.encoder(x)
     quantized = tok.quantizer(latents.permute(0, 2, 3, 1))
     vectors = quantized.x.permute(0, 3, 1, 2)
-    return _Passed(tok.decode_latents(vectors) if hasattr(tok, "decode_latents") else tok.decoder(vectors), quantized)
+    return Passed(tok.decode_latents(vectors) if hasattr(tok, "decode_latents") else tok.decoder(vectors), quantized)
 
 
-def _rqvae(tok: Any, x: Tensor, draws: torch.Generator | None) -> _Passed:
+def _rqvae(tok: Any, x: Tensor, draws: torch.Generator | None) -> Passed:
     quantized = tok.quantizer(tok.encode_latents(x))
-    return _Passed(tok.decode_latents(quantized.x), quantized)
+    return Passed(tok.decode_latents(quantized.x), quantized)
 
 
-def _elm(tok: Any, x: Tensor, draws: torch.Generator | None) -> _Passed:
+def _elm(tok: Any, x: Tensor, draws: torch.Generator | None) -> Passed:
     """Bits are drawn in training, unless the model is deterministic."""
     latents = tok.encode_latents(x).permute(0, 2, 3, 1)
     quantized = tok.quantizer(latents, generator=None if tok.config.deterministic else draws)
-    return _Passed(tok.decode_latents(quantized.x.permute(0, 3, 1, 2)), quantized)
+    return Passed(tok.decode_latents(quantized.x.permute(0, 3, 1, 2)), quantized)
 
 
-def _sampled(mean: Tensor, logvar: Tensor, draws: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def sampled(mean: Tensor, logvar: Tensor, draws: torch.Generator | None, *, axis: int = 1) -> tuple[Tensor, Tensor]:
     """Latents of a Gaussian (the mean without `draws`) and its divergence, summed over channels, averaged over positions."""
     mean, logvar = mean.float(), logvar.float()
-    divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).mean()
+    divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(axis).mean()
     if draws is None:
         return mean, divergence
     return mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=draws, device=mean.device), divergence
 
 
-def _kl(tok: Any, x: Tensor, draws: torch.Generator | None) -> _Passed:
+def _kl(tok: Any, x: Tensor, draws: torch.Generator | None) -> Passed:
     posterior = tok.autoencoder.posterior(x)
-    latents, divergence = _sampled(posterior.mean, posterior.logvar, draws)
-    return _Passed(tok.autoencoder.vae.decode(latents).sample, divergence=divergence)
+    latents, divergence = sampled(posterior.mean, posterior.logvar, draws)
+    return Passed(tok.autoencoder.vae.decode(latents).sample, divergence=divergence)
 
 
-def _kl16(tok: Any, x: Tensor, draws: torch.Generator | None) -> _Passed:
-    latents, divergence = _sampled(*tok.posterior(x), draws)
+def _kl16(tok: Any, x: Tensor, draws: torch.Generator | None) -> Passed:
+    latents, divergence = sampled(*tok.posterior(x), draws)
     scaled = (latents - tok.config.shift_factor) * tok.config.scaling_factor
-    return _Passed(tok.decode_latents(scaled.permute(0, 2, 3, 1)), divergence=divergence)
+    return Passed(tok.decode_latents(scaled.permute(0, 2, 3, 1)), divergence=divergence)
 
 
-def _plain(tok: Any, x: Tensor, draws: torch.Generator | None) -> _Passed:
-    return _Passed(tok.autoencoder.decode(tok.autoencoder.encode(x).latent).sample)
+def _plain(tok: Any, x: Tensor, draws: torch.Generator | None) -> Passed:
+    return Passed(tok.autoencoder.decode(tok.autoencoder.encode(x).latent).sample)
 
 
-class _Way(NamedTuple):
+class Way(NamedTuple):
     """How a family turns pictures into pictures, and where its decoder ends."""
 
-    through: Callable[[Any, Tensor, torch.Generator | None], _Passed]
+    through: Callable[[Any, Tensor, torch.Generator | None], Passed]
     last_layer: Callable[[Any], Tensor]
 
 
@@ -82,14 +82,14 @@ def _own(tok: Any) -> Tensor:
     return tok.decoder.last_layer
 
 
-_WAYS: dict[str, _Way] = {
-    "rqvae": _Way(_rqvae, _own),
-    "ibq": _Way(_grid, _own),
-    "open_magvit2": _Way(_grid, _own),
-    "elm": _Way(_elm, _own),
-    "tokenbridge": _Way(_kl16, _own),
-    "autoencoder_kl": _Way(_kl, lambda tok: tok.autoencoder.vae.decoder.conv_out.weight),
-    "dc_ae": _Way(_plain, lambda tok: tok.autoencoder.decoder.conv_out.weight),
+_WAYS: dict[str, Way] = {
+    "rqvae": Way(_rqvae, _own),
+    "ibq": Way(_grid, _own),
+    "open_magvit2": Way(_grid, _own),
+    "elm": Way(_elm, _own),
+    "tokenbridge": Way(_kl16, _own),
+    "autoencoder_kl": Way(_kl, lambda tok: tok.autoencoder.vae.decoder.conv_out.weight),
+    "dc_ae": Way(_plain, lambda tok: tok.autoencoder.decoder.conv_out.weight),
 }
 
 
@@ -108,6 +108,8 @@ class AutoencoderRecipe(AdversarialRecipe):
         ValueError: a family that this recipe does not train, or depth_dropout without residual levels.
     """
 
+    ways: ClassVar[Mapping[str, Way]] = _WAYS
+
     def __init__(
         self,
         tokenizer: str,
@@ -119,11 +121,12 @@ class AutoencoderRecipe(AdversarialRecipe):
     ) -> None:
         super().__init__(tokenizer, **options)
         family = self.tokenizer.family
-        if family not in _WAYS:
-            raise ValueError(f"AutoencoderRecipe: {tokenizer} is of the family {family!r}. Allowed: {', '.join(sorted(_WAYS))}.")
+        name = type(self).__name__
+        if family not in self.ways:
+            raise ValueError(f"{name}: {tokenizer} is of the family {family!r}. Allowed: {', '.join(sorted(self.ways))}.")
         if depth_dropout and not self.tokenizer.info.residual:
-            raise ValueError(f"AutoencoderRecipe: depth_dropout={depth_dropout}, but {tokenizer} has no residual levels. Use 0.")
-        self.way = _WAYS[family]
+            raise ValueError(f"{name}: depth_dropout={depth_dropout}, but {tokenizer} has no residual levels. Use 0.")
+        self.way = self.ways[family]
         self.quantizer_weight, self.kl_weight = quantizer_weight, kl_weight
         if depth_dropout:
             self.tokenizer.quantizer.dropout, self.tokenizer.quantizer.dropout_per = depth_dropout, "item"

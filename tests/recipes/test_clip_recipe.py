@@ -143,3 +143,6 @@ def test_what_it_refuses():
         ClipRecipe("rvq_nano")
     with pytest.raises(ValueError, match="stills_every=1"):
         ClipRecipe("cvivit_webvid10m", overrides=TOY["cvivit_webvid10m"], stills_every=1)
+    bare = [Batch(batch.clips, batch.stills[:0]) for batch in batches(4)]
+    with pytest.raises(ValueError, match="stills_every=4, but the batch holds no still pictures"):
+        fit(recipe("cvivit_webvid10m"), 4, bare)

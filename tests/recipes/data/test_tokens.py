@@ -7,8 +7,8 @@ from torch import Tensor
 
 import zoo
 from recipes.data.images import to_float
-from recipes.data.latents import ViewDataset
 from recipes.data.tokens import TokenDataModule
+from recipes.data.views import ViewDataset
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens, TokenSpec
