@@ -6,24 +6,9 @@ import pytest
 import torch
 
 import zoo
+from tests.video.checks import check_streams, close, first, last
 from zoo.layers.causal_conv import Memory
-from zoo.tokens import Tokens
 from zoo.video.cogvideox_vae import CogVideoXVAE, _Running
-
-
-def close(a, b, tolerance=1e-4):
-    assert a.shape == b.shape
-    scale = max(1.0, float(b.abs().max()))
-    assert float((a - b).abs().max()) <= tolerance * scale, f"largest difference {float((a - b).abs().max())} at scale {scale}"
-
-
-def first(x):
-    """Channels in front of frames."""
-    return x.permute(0, 4, 1, 2, 3)
-
-
-def last(x):
-    return x.permute(0, 2, 3, 4, 1)
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +51,8 @@ def test_the_lengths_of_the_steps_are_part_of_the_function(public):
 def test_any_number_of_frames_and_the_stream_to_the_bit(public, frames):
     io, tok = public
     x = io["video17/input"][:, :, :frames]
-    whole = tok.encode(x)
+    whole = check_streams(tok, x)
     assert whole.positions[0] == (1 if frames == 1 else 1 + 2 * -(-(frames - 1) // 8))
-    y = tok.decode(whole)
-    assert y.shape == x.shape
-    for sizes in ([frames], [1] * frames, [1, frames - 1]):
-        parts = list(tok.stream().encode_all(x.split([n for n in sizes if n], 2)))
-        joined = Tokens.join(parts)
-        assert torch.equal(joined.data, whole.data)
-        assert torch.equal(joined.extent, whole.extent)
-        assert torch.equal(torch.cat(list(tok.stream().decode_all(parts)), 2), y)
 
 
 def test_a_frame_depends_on_eight_later_ones_and_no_more(public):

@@ -7,8 +7,9 @@ import torch
 from diffusers import AutoencoderKLMochi
 
 import zoo
+from tests.video import checks
+from tests.video.checks import check_streams, close, first
 from zoo.checkpoint import write_folder
-from zoo.tokens import Tokens
 from zoo.video import mochi_vae
 from zoo.video.mochi_vae import MochiVAE, MochiVAEConfig
 
@@ -18,19 +19,8 @@ PUBLIC = dict(
 )  # fmt: skip
 
 
-def close(a, b, tolerance=1e-4):
-    assert a.shape == b.shape
-    scale = max(1.0, float(b.abs().max()))
-    assert float((a - b).abs().max()) <= tolerance * scale, f"largest difference {float((a - b).abs().max())} at scale {scale}"
-
-
-def first(x):
-    """Channels in front of frames."""
-    return x.permute(0, 4, 1, 2, 3)
-
-
 def clip(frames, sides=(16, 16), seed=0):
-    return torch.rand(1, 3, frames, *sides, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return checks.clip(frames, sides, seed)
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +66,8 @@ def test_a_sample(public):
 def test_any_number_of_frames_and_the_stream_to_the_bit(public, frames):
     _, tok = public
     x = clip(frames, (8, 9))
-    whole = tok.encode(x)
+    whole = check_streams(tok, x)
     assert whole.positions == (1 + -(-(frames - 1) // 6), 1, 2)
-    y = tok.decode(whole)
-    assert y.shape == x.shape
-    for sizes in ([frames], [1] * frames, [1, frames - 1]):
-        parts = list(tok.stream().encode_all(x.split([n for n in sizes if n], 2)))
-        joined = Tokens.join(parts)
-        assert torch.equal(joined.data, whole.data)
-        assert torch.equal(joined.extent, whole.extent)
-        assert torch.equal(torch.cat(list(tok.stream().decode_all(parts)), 2), y)
 
 
 def test_nothing_before_depends_on_what_comes_later(public):

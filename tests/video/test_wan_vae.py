@@ -4,26 +4,12 @@ import pytest
 import torch
 
 import zoo
+from tests.video.checks import close, first, last
 from zoo.tokens import Tokens
 from zoo.video.wan_vae import WanVAE, WanVAEConfig
 
 CASES = ("wan21", "wan22")
 CLIPS = [(case, clip) for case in CASES for clip in ("image", "video")]
-
-
-def close(a, b, tolerance=1e-4):
-    assert a.shape == b.shape
-    scale = max(1.0, float(b.abs().max()))
-    assert float((a - b).abs().max()) <= tolerance * scale, f"largest difference {float((a - b).abs().max())} at scale {scale}"
-
-
-def first(x):
-    """Channels in front of frames."""
-    return x.permute(0, 4, 1, 2, 3)
-
-
-def last(x):
-    return x.permute(0, 2, 3, 4, 1)
 
 
 @pytest.fixture(scope="module")
