@@ -41,7 +41,7 @@ ENTRIES: tuple[Entry, ...] = (
         trained_on="images128 at 64 px, the release build: 4,955 crops of 990 source pictures from public packages",
         training_pack="images128",
         training="5,000 steps of 16 pictures, seed 0, about 55 minutes on one CPU core (AVX-512, bfloat16 autocast), in three "
-        "pieces: the first 2,000 steps under a schedule of 2,000, the next 1,000 under that of 3,000, the rest under that of 5,000.",
+        "pieces: the first 2,000 steps under a schedule of 2,000, 1,000 under that of 3,000, the rest under that of 5,000.",
         license_code="Apache-2.0",
         license_weights="GPL-3.0-or-later",
         paper="Autoregressive Image Generation using Residual Quantization, arXiv 2203.01941",
