@@ -57,3 +57,9 @@ def test_a_line_of_progress_says_rate_and_time_left():
     half = Progress(done=600, errors=1, total=4200, fresh=100)
     assert line(half, 50.0) == "600 of 4,200 items, 1 error, 2 items/s, 0:30:00 left"
     assert line(Progress(done=0, errors=0, total=10, fresh=0), 1.0) == "0 of 10 items, 0 errors"
+
+
+def test_a_size_that_is_none(photos, tmp_path, capsys):
+    assert main(["tokenize", "kl_vae_nano", str(photos), str(tmp_path / "out"), "--size", "big"]) != 0
+    assert "zoo tokenize: --size big. Write one side such as 256" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -18,6 +18,7 @@ __all__ = [
     "known_modality",
     "load_tokenizer",
     "only_pictures",
+    "sides",
     "tile_option",
 ]
 
@@ -160,3 +161,17 @@ def _read(command: str, key: str, text: str, types: Sequence[Any]) -> Any:
                 continue
     words = [", ".join(map(str, get_args(t))) if get_origin(t) is Literal else t.__name__ for t in types]
     raise ValueError(f"{command}: option {key}={text!r}. Needed: {' or '.join(words)}.")
+
+
+def sides(text: str | None, command: str) -> int | tuple[int, int] | None:
+    """Read `--size`: one side, height and width, or nothing.
+
+    Raises:
+        ValueError: anything else; `command` names who was asked.
+    """
+    if text is None:
+        return None
+    numbers = text.lower().split("x")
+    if len(numbers) > 2 or not all(number.isdigit() and int(number) > 0 for number in numbers):
+        raise ValueError(f"{command}: --size {text}. Write one side such as 256, or height and width such as 256x384.")
+    return int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))

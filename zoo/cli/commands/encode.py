@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.files import expand_inputs, refuse_other_kinds
-from zoo.cli.models import add_tile_argument, add_tokenizer_arguments, known_modality, load_tokenizer, tile_option
+from zoo.cli.models import add_tile_argument, add_tokenizer_arguments, known_modality, load_tokenizer, sides, tile_option
 from zoo.cli.progress import progress
 from zoo.cli.text import plural
 from zoo.whole_files import whole_file
@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    size = _size(arguments.size)
+    size = sides(arguments.size, "zoo encode")
     kind = known_modality(arguments.name)
     tokenizer = None
     if kind is None:
@@ -92,15 +92,6 @@ def _no_sizes_of_sound(arguments: argparse.Namespace, kind: str) -> None:
     given = [name for name, said in (("--size", arguments.size), ("--no-crop", arguments.no_crop)) if said]
     if kind == "audio" and given:
         raise ValueError(f"zoo encode: {' and '.join(given)} for sound, which has no sides. Leave it out.")
-
-
-def _size(text: str | None) -> int | tuple[int, int] | None:
-    if text is None:
-        return None
-    numbers = text.lower().split("x")
-    if len(numbers) > 2 or not all(number.isdigit() and int(number) > 0 for number in numbers):
-        raise ValueError(f"zoo encode: --size {text}. Write one side such as 256, or height and width such as 256x384.")
-    return int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
 
 
 def _targets(inputs: list[tuple[Path, Path]], out: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.cli.models import add_tile_argument, add_tokenizer_arguments, load_tokenizer, tile_option
+from zoo.cli.models import add_tile_argument, add_tokenizer_arguments, load_tokenizer, sides, tile_option
 from zoo.cli.progress import counting
 from zoo.cli.text import plural
 
@@ -63,11 +63,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from zoo.cli.commands.encode import _size
-
     if not Path(arguments.source).exists():
         raise FileNotFoundError(f"{COMMAND}: no file or folder {arguments.source}.")
-    size, rank, world_size = _size(arguments.size), _number("RANK", 0), _number("WORLD_SIZE", 1)
+    size, rank, world_size = sides(arguments.size, COMMAND), _number("RANK", 0), _number("WORLD_SIZE", 1)
     if arguments.device == "cuda" and "LOCAL_RANK" in os.environ:
         arguments.device = f"cuda:{_number('LOCAL_RANK', 0)}"
     tokenizer = load_tokenizer(arguments, COMMAND)
