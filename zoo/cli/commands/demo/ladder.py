@@ -149,7 +149,7 @@ def climb(tokenizer: "Tokenizer", paths: Sequence[Path], *, batch_size: int = 12
     flat = originals.float().mean((2, 3), keepdim=True).round().to(torch.uint8).expand_as(originals)
     return Ladder(
         entry=info,
-        parameters=sum(parameter.numel() for parameter in tokenizer.parameters()),
+        parameters=sum(stored.numel() for stored in tokenizer.state_dict().values()),  # as `zoo show` counts
         paths=tuple(paths),
         originals=originals,
         rungs=tuple(rungs),
