@@ -34,6 +34,7 @@ def built(request):
 
 
 def test_sizes_on_the_meta_device(built):
+    assert all(parameter.is_meta for parameter in built.parameters())
     assert count(built) == built.info.parameters
     if built.info.name in PUBLISHED:
         assert built.info.parameters / 1e6 == pytest.approx(PUBLISHED[built.info.name], rel=2e-3)

@@ -92,7 +92,7 @@ class Autoregressive(SequenceGenerator):
                 where = torch.arange(self.step_count(config.positions), dtype=torch.float32)[:, None]
             elif config.pattern == "flat":
                 where = where.repeat_interleave(self.levels, 0)
-            self._build(where, padded=config.pattern == "delay" and self.levels > 1)
+        self._build(where, padded=config.pattern == "delay" and self.levels > 1)
         self.hidden_step = nn.Parameter(torch.randn(config.width) * 0.02) if config.mixed else None
         wanted = [task for task, share in zip(("random", "all"), config.mixture[::2], strict=True) if share > 0]
         self.task_heads = nn.ModuleDict({task: nn.Linear(config.width, sum(self.columns), bias=False) for task in wanted})
