@@ -129,6 +129,10 @@ class AdversarialRecipe(CountsCodes, TwoSidedRecipe):
     def last_layer(self) -> Tensor:
         """Weight of the decoder's last layer, where the adaptive weight is measured."""
 
+    def shown(self, x: Tensor) -> Tensor:
+        """Which of the pictures `(b, 3, h, w)` of this step the networks of the loss look at; here all."""
+        return x
+
     # -- one step --------------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -154,11 +158,12 @@ class AdversarialRecipe(CountsCodes, TwoSidedRecipe):
         error = (leaf - x).abs().mean() if self.pixel_loss == "l1" else (leaf - x).square().mean()
         values, loss = {"pixel": error}, self.pixel_weight * error
         if self.feature_weight:
-            values["feature_distance"] = feature_distance(load_features("efficientnet_lite0").to(self.device), x, leaf).mean()
+            network = load_features("efficientnet_lite0").to(self.device)
+            values["feature_distance"] = feature_distance(network, self.shown(x), self.shown(leaf)).mean()
             loss = loss + self.feature_weight * values["feature_distance"]
         (pull,) = torch.autograd.grad(loss, leaf)
         if self.playing(step):
-            adversarial = generator_loss(self.discriminator(leaf), self.adversary.generator_loss)
+            adversarial = generator_loss(self.discriminator(self.shown(leaf)), self.adversary.generator_loss)
             (push,) = torch.autograd.grad(adversarial, leaf)
             weight = self.adversary.weight * (self._ratio(y, pull, push) if self.adversary.adaptive else 1.0)
             pull, loss = pull + weight * push, loss + weight * adversarial
@@ -177,7 +182,7 @@ class AdversarialRecipe(CountsCodes, TwoSidedRecipe):
     def discriminator_step(self, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
         """Move the discriminator once, which nobody counts; gives the values to log."""
         self.discriminator.requires_grad_(True)
-        scores, fakes = self.discriminator(real), self.discriminator(fake.float())
+        scores, fakes = self.discriminator(self.shown(real)), self.discriminator(self.shown(fake).float())
         loss = hinge_loss(scores, fakes)
         values = {"discriminator": loss, "score_real": scores.float().mean(), "score_fake": fakes.float().mean()}
         if self.adversary.lecam_weight:

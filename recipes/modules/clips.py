@@ -2,7 +2,8 @@
 
 Every batch holds clips and still pictures, as joint training of C-ViViT (arXiv 2210.02399, section 2.1) and MAGVIT-v2 wants it: a
 picture is a clip of one frame and passes through the same weights. Losses of the picture look at single frames, of clips and stills
-alike. Serves the families `cvivit`, `vidtok` and `cosmos`. What differs between them is one function each, below.
+alike; those of pixels at all frames, those of networks at a few of each clip where `frames_shown` says so. Serves the families
+`cvivit`, `vidtok` and `cosmos`. What differs between them is one function each, below.
 """
 
 from collections.abc import Mapping
@@ -61,19 +62,24 @@ class ClipRecipe(AutoencoderRecipe):
     Args:
         tokenizer: catalog name of one of the families above.
         stills_every: each so many steps the batch's still pictures are trained on instead of its clips; None never.
+        frames_shown: so many frames of each clip, drawn anew at each step, are looked at by the networks of the loss (features and
+            discriminator), whose time is often longer than the tokenizer's own; None shows all.
         options: of `AutoencoderRecipe`, and of those below it.
 
     Raises:
-        ValueError: a family that this recipe does not train, or `stills_every` below 2.
+        ValueError: a family that this recipe does not train, `stills_every` below 2, or `frames_shown` below 1.
     """
 
     ways: ClassVar[Mapping[str, Way]] = _WAYS
 
-    def __init__(self, tokenizer: str, *, stills_every: int | None = 4, **options: Any) -> None:
+    def __init__(self, tokenizer: str, *, stills_every: int | None = 4, frames_shown: int | None = None, **options: Any) -> None:
         super().__init__(tokenizer, **options)
         if stills_every is not None and stills_every < 2:
             raise ValueError(f"ClipRecipe: stills_every={stills_every} leaves no step for clips. Use 2 or more, or null for none.")
-        self.stills_every = stills_every
+        if frames_shown is not None and frames_shown < 1:
+            raise ValueError(f"ClipRecipe: frames_shown={frames_shown}. Use 1 or more, or null for all frames.")
+        self.stills_every, self.frames_shown = stills_every, frames_shown
+        self._shown: Tensor | None = None  # numbers of the frames in hand that networks look at; None for all
         self._stills = False  # what the step in hand trains on
 
     def last_layer(self) -> Tensor:
@@ -91,6 +97,7 @@ class ClipRecipe(AutoencoderRecipe):
                 "stills= and stills_per_clip=, or set stills_every to null."
             )
         x = batch.stills.unsqueeze(2) if self._stills else batch.clips
+        self._shown = self._draw_frames(x, step)
         values, fake = self.generator_step(x, step)
         if self.playing(step):
             values |= self.discriminator_step(x, fake, step)
@@ -101,6 +108,18 @@ class ClipRecipe(AutoencoderRecipe):
         """Give the gradient of the losses of all frames at `y (b, 3, t, h, w)`, same shape, and what to log."""
         pull, values = super().pull(frames_of(x), frames_of(y), step)
         return pull.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2), values
+
+    def _draw_frames(self, x: Tensor, step: int) -> Tensor | None:
+        """Choose among the frames of `x (b, 3, t, h, w)`; numbers as `frames_of` lays them."""
+        b, t = x.shape[0], x.shape[2]
+        if self.frames_shown is None or self.frames_shown >= t:
+            return None
+        order = torch.rand(b, t, generator=self.draws(stage="frames", step=step), device=x.device).argsort(1)
+        return (order[:, : self.frames_shown] + t * torch.arange(b, device=x.device)[:, None]).flatten()
+
+    def shown(self, x: Tensor) -> Tensor:
+        """The frames `(n, 3, h, w)` that this step drew of all, `(b * t, 3, h, w)`."""
+        return x if self._shown is None else x[self._shown]
 
     def discriminator_step(self, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
         return super().discriminator_step(frames_of(real), frames_of(fake), step)

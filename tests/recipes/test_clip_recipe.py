@@ -98,6 +98,31 @@ def test_the_discriminator_sees_single_frames():
     assert set(seen) == {(10, 3, 16, 16), (3, 3, 16, 16)}
 
 
+def test_networks_of_the_loss_see_some_frames_and_pixels_all():
+    module = recipe("cvivit_webvid10m", frames_shown=2, adversary=Adversary(width=8, layers=1, norm="group", start=1))
+    seen, chosen = [], []
+    module.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    draw = module._draw_frames
+    module._draw_frames = lambda x, step: chosen.append(draw(x, step)) or chosen[-1]
+    fit(module, 4)
+    assert set(seen) == {(4, 3, 16, 16), (3, 3, 16, 16)}
+    clips, stills = chosen[:3], chosen[3]
+    assert stills is None
+    for numbers in clips:  # two of the five frames of the first clip, then two of the second
+        assert numbers.shape == (4,)
+        assert len(numbers.unique()) == 4
+        assert (numbers // 5).tolist() == [0, 0, 1, 1]
+    assert len({tuple(numbers.tolist()) for numbers in clips}) > 1
+
+    module.adversary = Adversary(width=8, layers=1, norm="group", adaptive=False)
+    x = batches(1)[0].clips
+    module._shown = torch.tensor([1, 7])
+    y = (x + 0.1).requires_grad_()
+    pull, _ = module.pull(x, y, 0)
+    extra = (pull - 1 / x.numel()).transpose(1, 2).flatten(0, 1).abs().amax((1, 2, 3))  # beside the pull of the pixels
+    assert (extra > 1e-6).nonzero().flatten().tolist() == [1, 7]
+
+
 def test_the_pull_is_that_of_the_frames_in_their_places():
     module = recipe("cvivit_webvid10m")
     x = batches(1)[0].clips
@@ -143,6 +168,8 @@ def test_what_it_refuses():
         ClipRecipe("rvq_nano")
     with pytest.raises(ValueError, match="stills_every=1"):
         ClipRecipe("cvivit_webvid10m", overrides=TOY["cvivit_webvid10m"], stills_every=1)
+    with pytest.raises(ValueError, match="frames_shown=0"):
+        ClipRecipe("cvivit_webvid10m", overrides=TOY["cvivit_webvid10m"], frames_shown=0)
     bare = [Batch(batch.clips, batch.stills[:0]) for batch in batches(4)]
     with pytest.raises(ValueError, match="stills_every=4, but the batch holds no still pictures"):
         fit(recipe("cvivit_webvid10m"), 4, bare)
