@@ -3,6 +3,7 @@
 The tokenizers are means over hops of time (and over cells of frames), in 8 bits: what they give is known without running them.
 """
 
+import gc
 import math
 import subprocess
 import sys
@@ -363,6 +364,30 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+def test_what_is_held_does_not_grow_with_the_length(mean, tmp_path, monkeypatch):
+    """At the last chunk of a minute as many numbers are alive as at the last of a quarter: nothing waits to be written."""
+    held = []
+
+    def counted(method):
+        def step(self, given, *, last):
+            if last:
+                held.append(sum(thing.numel() for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)))
+            return method(self, given, last=last)
+
+        return step
+
+    for name in ("_encode", "_decode"):
+        monkeypatch.setattr(MeanStream, name, counted(getattr(MeanStream, name)))
+    for seconds in (15, 60):
+        soundfile.write(tmp_path / "x.wav", np.zeros(seconds * RATE), RATE)
+        assert run("encode", mean("audio"), tmp_path / "x.wav", tmp_path / "t.safetensors") == 0
+        assert run("decode", mean("audio"), tmp_path / "t.safetensors", tmp_path / "y.wav") == 0
+        assert soundfile.info(tmp_path / "y.wav").frames == seconds * RATE
+    for quarter, minute in zip(held[:2], held[2:], strict=True):
+        assert abs(minute - quarter) < RATE  # a second, of 45 more
+
+
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length(mean, tmp_path):
     """An hour of sound takes 115 MB as samples at this rate, a minute 2 MB."""
 
