@@ -11,9 +11,32 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+import zoo.layers.pieces as layers
+from zoo.layers import row_products
 from zoo.layers.activations import elu, snake
-from zoo.layers.pieces import Chain, ConvStep, ElementStep, LSTMStep, ResidualStep, TransposeStep, WindowStep, run, same_step
+from zoo.layers.pieces import (
+    ActivationStep,
+    Chain,
+    ConvStep,
+    LSTMStep,
+    ResidualStep,
+    SplitStep,
+    TransposeStep,
+    WindowStep,
+    narrowing,
+    run,
+    same_step,
+    widening,
+)
 from zoo.layers.weight_norm import fold_weight_norm, remove_weight_norm
+
+
+@pytest.fixture(autouse=True, scope="module", params=[True, False], ids=["gradient", "no_gradient"])
+def gradients(request):
+    """Every test runs on the layers that gradients need, and on the products that are used where none is wanted."""
+    with torch.set_grad_enabled(request.param):
+        yield
+
 
 CUTS = st.lists(st.integers(1, 13), min_size=1, max_size=12)
 
@@ -111,7 +134,7 @@ def test_layers_between_depthwise_convolutions_take_memory_of_either_order(lengt
     y = y + torch.sin(alpha * y) ** 2 / alpha
     wanted = up(down(y))[..., 1:-2]
     x = x.transpose(1, 2).contiguous().transpose(1, 2) if rows else x
-    activations = [ElementStep(elu), ElementStep(lambda z: snake(z, alpha))]
+    activations = [ActivationStep(elu), ActivationStep(lambda z, out=None: snake(z, alpha, out))]
     steps = [ResidualStep(Chain([same_step(conv)])), *activations, same_step(down), TransposeStep(up, trim_left=1, trim_right=2)]
     close(pieces(Chain(steps), x, cuts), wanted)
 
@@ -142,7 +165,7 @@ def test_an_lstm_and_branches_in_pieces(length, cuts):
     steps = x.permute(2, 0, 1)
     close(pieces(LSTMStep(lstm), x, cuts), (lstm(steps)[0] + steps).permute(1, 2, 0))
     conv = nn.Conv1d(3, 3, 7, padding=3)
-    branch = ResidualStep(Chain([ElementStep(elu), ConvStep(conv, left=3, right=3)]))
+    branch = ResidualStep(Chain([ActivationStep(elu), ConvStep(conv, left=3, right=3)]))
     close(pieces(branch, x, cuts), x + conv(F.elu(x)))
 
 
@@ -161,6 +184,63 @@ def test_what_is_settled_comes_at_once_and_nothing_before():
         assert given >= 3 * (i + 1 - math.ceil(chain.later()))
     assert given + chain.push(x[..., 19:], last=True).shape[2] == 60
     close(run(Chain(steps()), x, piece=7), run(Chain(steps()), x, piece=100))
+
+
+@settings(max_examples=40, deadline=None)
+@given(length=st.integers(1, 90), piece=st.integers(1, 40), cached=st.integers(1, 200), rows=st.booleans(), cuts=CUTS)
+def test_memory_that_is_used_again(length, piece, cached, rows, cuts):
+    """Stages that split what they are given, inside a run in pieces and in a stream; the end is no whole number of strides."""
+    torch.manual_seed(0)
+    first, unit, down = nn.Conv1d(3, 8, 7), nn.Conv1d(8, 8, 3), nn.Conv1d(8, 16, 4, 2)
+    second, up, last = nn.Conv1d(16, 16, 1), nn.ConvTranspose1d(16, 8, 4, 2), nn.Conv1d(8, 1, 7)
+
+    def steps():
+        residual = ResidualStep(Chain([ActivationStep(elu), same(unit)]), Chain([]))
+        yield 8, [same(first, mode="reflect"), residual, ActivationStep(elu), ConvStep(down, left=1, right=1, whole_strides=True)]
+        yield 16, [ActivationStep(elu), same(second)]
+        yield 8, [ActivationStep(elu), TransposeStep(up, trim_left=1, trim_right=1)]
+        yield 8, [ActivationStep(elu), same(last)]
+
+    def same(conv, mode="constant"):
+        reach = (conv.kernel_size[0] - 1) // 2
+        return ConvStep(conv, left=reach, right=reach, mode=mode)
+
+    def chain():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layers, "_CACHED", cached)
+            stages = [*steps()]
+            return Chain([narrowing(stages[:2]), widening(stages[2:])])
+
+    x = signal(length)
+    x = x.transpose(1, 2).contiguous().transpose(1, 2) if rows else x
+    wanted = Chain([step for _, stage in steps() for step in stage]).push(x, last=True)
+    before = x.clone()
+    close(run(chain(), x, piece=piece), wanted)
+    close(pieces(chain(), x, cuts), wanted)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_long_lstm_in_pieces(batch, monkeypatch):
+    monkeypatch.setattr(row_products, "_LARGE", 1)
+    torch.manual_seed(0)
+    lstm, x = nn.LSTM(6, 6, 2), signal(20, 6)[:batch]
+    steps = x.permute(2, 0, 1)
+    assert row_products.Recurrence.serves(lstm)
+    assert not row_products.Recurrence.serves(nn.LSTM(6, 6, bidirectional=True))
+    close(pieces(LSTMStep(lstm), x, [3, 1, 7]), (lstm(steps)[0] + steps).permute(1, 2, 0))
+
+
+def test_a_stream_may_leave_inference_mode():
+    """Memory made there may not be written to outside; a step makes its own again."""
+    torch.manual_seed(0)
+    conv, up, x = nn.Conv1d(3, 4, 7), nn.ConvTranspose1d(4, 2, 4, 2), signal(30)
+    step = SplitStep(Chain([ConvStep(conv, left=6), ActivationStep(elu), TransposeStep(up, trim_right=2)]), piece=4)
+    step.reuse()
+    with torch.inference_mode():
+        first = step.push(x[..., :15], last=False).clone()
+    y = torch.cat([first, step.push(x[..., 15:], last=True)], 2)
+    close(y, up(F.elu(conv(F.pad(x, (6, 0)))))[..., :-2])
 
 
 def test_what_no_codec_has_is_refused():
@@ -186,7 +266,7 @@ def test_activations(grad):
     torch.testing.assert_close(elu(x), F.elu(x), rtol=0, atol=2e-7)
     torch.testing.assert_close(snake(x, alpha), x + torch.sin(alpha * x) ** 2 / (alpha + 1e-9), rtol=0, atol=2e-6)
     assert torch.equal(x, before)
-    if grad:
+    if grad and torch.is_grad_enabled():
         (a,) = torch.autograd.grad(elu(x).sum(), x)
         (b,) = torch.autograd.grad(F.elu(x).sum(), x)
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

@@ -22,7 +22,7 @@ from torch import Tensor
 from zoo.config import Config
 from zoo.layers.codec_stream import CodecStream
 from zoo.layers.pieces import Chain, ElementStep, run
-from zoo.layers.seanet import prepared, residual_codes, seanet_chain
+from zoo.layers.seanet import prepared, residual_codes, seanet_chain, seanet_decoder, seanet_encoder
 from zoo.layers.weight_norm import fold_weight_norm, remove_weight_norm
 from zoo.registry import Entry
 from zoo.streaming import Stream
@@ -31,7 +31,7 @@ from zoo.tokens import Tokens
 
 __all__ = ["Encodec", "EncodecChunkStream", "EncodecConfig"]
 
-_PIECE = 150  # positions of a piece of a whole signal
+_PIECE = 600  # positions of a piece of a whole signal: many, since the LSTM and the quantizer are slow on few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,11 +246,13 @@ class Encodec(Tokenizer):
 
     def encoder_chain(self) -> Chain:
         """Samples `(b, channels, s)` to latents `(b, c, n)`, in pieces (with a norm over time: in one)."""
-        return seanet_chain(self.model.encoder.layers)
+        layers = [*self.model.encoder.layers]
+        return seanet_encoder(layers) if self.config.norm == "weight" else seanet_chain(layers)
 
     def decoder_chain(self) -> Chain:
         """Latents to samples, a hop for each position."""
-        return seanet_chain(self.model.decoder.layers)
+        layers = [*self.model.decoder.layers]
+        return seanet_decoder(layers) if self.config.norm == "weight" else seanet_chain(layers)
 
     def quantize(self, latents: Tensor, depth: int | None = None) -> Tensor:
         """Codes `(b, d, n)` of latents `(b, c, n)`."""

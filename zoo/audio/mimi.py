@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from zoo.config import Config
 from zoo.layers.codec_stream import CodecStream
 from zoo.layers.pieces import Chain, ElementStep, Step, run
-from zoo.layers.seanet import conv_step, prepared, residual_codes, seanet_chain, transpose_step
+from zoo.layers.seanet import conv_step, prepared, residual_codes, seanet_decoder, seanet_encoder, transpose_step
 from zoo.layers.weight_norm import fold_weight_norm
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
@@ -319,13 +319,13 @@ class Mimi(Tokenizer):
         """Samples `(b, 1, s)` to latents `(b, c, n)`, in pieces."""
         net = self.model.encoder
         attention = self._attention(net.encoder_transformer)
-        return Chain([seanet_chain(net.encoder_seanet.layers), *attention, conv_step(net.downsample)])
+        return Chain([seanet_encoder([*net.encoder_seanet.layers]), *attention, conv_step(net.downsample)])
 
     def decoder_chain(self) -> Chain:
         """Latents to samples, a hop for each position."""
         net = self.model.decoder
         attention = self._attention(net.decoder_transformer)
-        return Chain([transpose_step(net.upsample), *attention, seanet_chain(net.decoder_seanet.layers)])
+        return Chain([transpose_step(net.upsample), *attention, seanet_decoder([*net.decoder_seanet.layers])])
 
     def quantize(self, latents: Tensor, depth: int | None = None) -> Tensor:
         """Codes `(b, d, n)` of latents `(b, c, n)`: both quantizers look at the same latents."""

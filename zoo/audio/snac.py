@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from zoo.config import Config
 from zoo.layers.activations import Snake
 from zoo.layers.codec_stream import CodecStream
-from zoo.layers.pieces import Chain, ElementStep, ResidualStep, Step, TransposeStep, WindowStep, run, same_step
+from zoo.layers.pieces import ActivationStep, Chain, ElementStep, ResidualStep, Step, TransposeStep, WindowStep, run, same_step
 from zoo.layers.position_noise import PositionNoise
 from zoo.layers.weight_norm import fold_weight_norm
 from zoo.quantizers.multi_rate import MultiRateRVQ
@@ -164,7 +164,7 @@ class _Unit(nn.Module):
 
     def step(self) -> Step:
         return ResidualStep(
-            Chain([ElementStep(self.snake_in), same_step(self.conv), ElementStep(self.snake_out), _mixing(self.mix)])
+            Chain([ActivationStep(self.snake_in), same_step(self.conv), ActivationStep(self.snake_out), _mixing(self.mix)])
         )
 
 
@@ -214,7 +214,7 @@ class _EncoderBlock(nn.Module):
 
     def steps(self) -> list[Step]:
         # The module's padding is one more than odd strides need at the end, where it gives no window.
-        return [*(unit.step() for unit in self.units), ElementStep(self.snake), same_step(self.down)]
+        return [*(unit.step() for unit in self.units), ActivationStep(self.snake), same_step(self.down)]
 
 
 class _DecoderBlock(nn.Module):
@@ -234,7 +234,7 @@ class _DecoderBlock(nn.Module):
         cut = -(-stride // 2)
         added = [_NoiseStep(self.strength, noise)] if noise is not None and self.strength is not None else []
         up = TransposeStep(self.up, trim_left=cut, trim_right=stride - cut)  # exactly `stride` samples for each
-        return [ElementStep(self.snake), up, *added, *(unit.step() for unit in self.units)]
+        return [ActivationStep(self.snake), up, *added, *(unit.step() for unit in self.units)]
 
 
 class _NoiseStep(Step):
@@ -305,7 +305,7 @@ class SnacDecoder(nn.Module):
             steps.append(self.attention.step())
         for i, block in enumerate(self.blocks):
             steps += cast(_DecoderBlock, block).steps(None if noise is None else _of_block(noise, i))
-        return Chain([*steps, ElementStep(self.snake), same_step(self.conv_out), ElementStep(torch.tanh)])
+        return Chain([*steps, ActivationStep(self.snake), same_step(self.conv_out), ElementStep(torch.tanh)])
 
 
 def _of_block(noise: NoiseSource, block: int) -> Callable[[int, int], Tensor]:

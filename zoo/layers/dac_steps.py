@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.activations import snake
-from zoo.layers.pieces import Chain, ElementStep, ResidualStep, Step, TransposeStep, same_step
+from zoo.layers.pieces import ActivationStep, Chain, ElementStep, ResidualStep, Step, TransposeStep, same_step
 
 __all__ = ["dac_decoder_steps", "dac_encoder_steps"]
 
@@ -21,13 +21,14 @@ class _Bend:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return snake(x, self.module.alpha)
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return snake(x, self.module.alpha, out)
 
 
 def _units(block: nn.Module) -> Iterator[Step]:
     for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
-        steps = [ElementStep(_Bend(unit.snake1)), same_step(unit.conv1), ElementStep(_Bend(unit.snake2)), ElementStep(unit.conv2)]
+        layers = ((unit.snake1, unit.conv1), (unit.snake2, unit.conv2))
+        steps = [step for bend, conv in layers for step in (ActivationStep(_Bend(bend)), same_step(conv))]
         yield ResidualStep(Chain(steps))
 
 
@@ -36,9 +37,9 @@ def dac_encoder_steps(net: nn.Module) -> Iterator[Step]:
     yield same_step(net.conv1)
     for block in net.block:
         yield from _units(block)
-        yield ElementStep(_Bend(block.snake1))
+        yield ActivationStep(_Bend(block.snake1))
         yield same_step(block.conv1)
-    yield ElementStep(_Bend(net.snake1))
+    yield ActivationStep(_Bend(net.snake1))
     yield same_step(net.conv2)
 
 
@@ -47,10 +48,10 @@ def dac_decoder_steps(net: nn.Module) -> Iterator[Step]:
     yield same_step(net.conv1)
     for block in net.block:
         cut = block.conv_t1.padding[0]
-        yield ElementStep(_Bend(block.snake1))
+        yield ActivationStep(_Bend(block.snake1))
         yield TransposeStep(block.conv_t1, trim_left=cut, trim_right=cut - block.conv_t1.output_padding[0])
         yield from _units(block)
-    yield ElementStep(_Bend(net.snake1))
+    yield ActivationStep(_Bend(net.snake1))
     yield same_step(net.conv2)
     if isinstance(net.tanh, nn.Tanh):
         yield ElementStep(torch.tanh)

@@ -7,7 +7,7 @@ the inputs that later outputs need, the last ones of a convolution, the last fra
 unfinished window. So joined pieces are the output of the whole signal, wherever it is cut: at once for causal networks, after a
 stated lookahead for others (`Step.later`).
 
-    chain = Chain([ConvStep(conv, left=6), ElementStep(elu), TransposeStep(up, trim_right=4)])
+    chain = Chain([ConvStep(conv, left=6), ActivationStep(elu), TransposeStep(up, trim_right=4)])
     y = run(chain, x, piece=8192)              # whole signal, memory of one piece
     part = chain.push(x[..., :100])            # or a stream; None while nothing is settled
     rest = chain.push(x[..., 100:], last=True)
@@ -16,8 +16,11 @@ A family builds fresh chains for each call (a few microseconds a module), with i
 codebooks as the first of the decoder, runs them with `run` in `_encode` and `_decode`, and returns a `CodecStream` from `_stream`.
 Gradients flow where they are wanted; values are overwritten only where they are not.
 
-Memory may hold time first or channels first; shapes are the same. Depthwise convolutions and what follows them keep time first, in
-which whole rows of channels are filtered, about twice as fast on a CPU.
+Memory may hold time first or channels first; shapes are the same. On a CPU, where no gradient is wanted, the steps keep time first:
+whole rows of channels are filtered, and convolutions are products of matrices that lie ready (`zoo.layers.row_products`). Then a
+step also writes into memory of its own, in which what is held and the next piece lie one after the other, and which `run` and
+`SplitStep` let it use again for every piece: fresh memory costs a CPU about as much as filling it, and pieces that come and go
+scatter it.
 """
 
 import math
@@ -31,21 +34,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.activations import may_overwrite
+from zoo.layers.row_products import SPARE, ConvProduct, Recurrence, TransposeProduct, takes_products
 
 __all__ = [
+    "ActivationStep",
     "Chain",
     "ConvStep",
     "ElementStep",
     "LSTMStep",
     "ResidualStep",
+    "SplitStep",
     "Step",
     "TransposeStep",
     "WindowStep",
+    "narrowing",
     "run",
     "same_step",
+    "widening",
 ]
 
+_CACHED = 1 << 17  # numbers of a result that stays in a core's cache beside what it is made of
 Mode = Literal["constant", "reflect", "replicate"]
+Activation = Callable[..., Tensor]  # of x and, where a result is to be written to it, out
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
@@ -57,10 +67,58 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(parts, 2)
 
 
+def _quick(x: Tensor, weight: Tensor) -> bool:
+    """Products of matrices into memory of the step serve."""
+    return may_overwrite(x, weight) and takes_products(x, weight)
+
+
+class Rows:
+    """Memory of a step for `(b, c, t)`, time first, which one piece after the other is written to."""
+
+    def __init__(self) -> None:
+        self.memory: Tensor | None = None  # (b, t, c)
+
+    def room(self, like: Tensor, start: int, count: int, *, spare: int = 0) -> Tensor:
+        """Positions from `start` on, for `count` of them that are like `like (b, c, any)`; what was there may be lost."""
+        b, c = like.shape[:2]
+        memory = self.memory
+        if (
+            memory is None
+            or memory.shape[1] < start + count + spare
+            or (memory.is_inference() and not torch.is_inference_mode_enabled())  # may not be written to any more
+        ):
+            memory = self.memory = like.new_empty(b, start + count + spare, c)
+        return memory[:, start : start + count].transpose(1, 2)
+
+    def joined(self, parts: Sequence[Tensor], *, spare: int = 0) -> Tensor:
+        """Parts one after the other; those that lie at their place already stay there."""
+        count, at = sum(part.shape[2] for part in parts), 0
+        whole = self.room(parts[0], 0, count, spare=spare)
+        for part in parts:
+            place = whole[..., at : at + part.shape[2]]
+            if part.data_ptr() != place.data_ptr():
+                place.copy_(part)
+            at += part.shape[2]
+        return whole
+
+    def kept(self, rest: Tensor) -> Tensor:
+        """Bring the end of the memory to its beginning."""
+        return self.room(rest, 0, rest.shape[2]).copy_(rest.clone())
+
+    def clear(self) -> None:
+        """Let the memory go."""
+        self.memory = None
+
+
 class Step(ABC):
     """One layer that takes a signal in pieces. `rate` is output over input length."""
 
     rate: Fraction = Fraction(1)
+    reuses: bool = False
+
+    def reuse(self) -> None:
+        """From now on the next push may overwrite what this one gives; whoever pushes has used or copied it by then."""
+        self.reuses = True
 
     @abstractmethod
     def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
@@ -79,6 +137,12 @@ class ElementStep(Step):
 
     def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
         return None if x is None else self.function(x)
+
+
+class ActivationStep(ElementStep):
+    """A function of each number, or of each in its channel, that takes `out`; a chain gives it to the convolution after it."""
+
+    function: Activation
 
 
 class WindowStep(Step):
@@ -121,24 +185,36 @@ class ConvStep(Step):
         left, right: padding at the two ends of the whole signal.
         mode: what is padded: zeros, the signal mirrored without its end ("reflect"), or its end repeated ("replicate").
         whole_strides: at the end pad also up to a multiple of the stride, as the SEANet codecs do.
+        activation: of the input, before it is padded.
 
     Raises:
         ValueError: a kernel shorter than its stride, which no codec has.
     """
 
     def __init__(
-        self, conv: nn.Conv1d, *, left: int = 0, right: int = 0, mode: Mode = "constant", whole_strides: bool = False
+        self,
+        conv: nn.Conv1d,
+        *,
+        left: int = 0,
+        right: int = 0,
+        mode: Mode = "constant",
+        whole_strides: bool = False,
+        activation: Activation | None = None,
     ) -> None:
         self.conv, self.left, self.right, self.mode, self.whole_strides = conv, left, right, mode, whole_strides
+        self.activation = activation
         self.stride = conv.stride[0]
         self.span = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1
         if self.span < self.stride:
             raise ValueError(f"ConvStep: a kernel of {self.span} with stride {self.stride}. Needed: at least the stride.")
         self.rate = Fraction(1, self.stride)
+        self.depthwise = conv.groups == conv.in_channels == conv.out_channels > 1
         self.most = max(left, right + (self.stride - 1 if whole_strides else 0)) + 1  # inputs that a mirrored end may show
         self.seen = 0
         self.recent: Tensor | None = None  # last inputs, for the padding of the end
         self.held: Tensor | None = None  # padded inputs that later windows need; None before the start is padded
+        self.rows, self.out = Rows(), Rows()
+        self.product: ConvProduct | None = None
 
     def later(self) -> Fraction:
         return Fraction(max(0, self.span - 1 - self.left))
@@ -146,45 +222,72 @@ class ConvStep(Step):
     def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
         if x is None and not last:
             return None
+        example = next((part for part in (x, self.held, self.recent) if part is not None), None)
+        if example is None:
+            return None
+        quick = (self.conv.groups == 1 or self.depthwise) and _quick(example, self.conv.weight)
         if x is not None:
             self.seen += x.shape[2]
-            if self.mode != "constant" or self.held is None:
-                self.recent = x if self.recent is None else joined([self.recent, x])
+            x = self._activated(x, quick)
+            if quick and self.span == 1 and not self.left + self.right:
+                return self._convolved(x, quick, x.shape[2])
+            if self.recent is None or (self.held is not None and x.shape[2] >= self.most):
+                self.recent = x
+            elif self.mode != "constant" or self.held is None:
+                self.recent = joined([self.recent, x])
         recent = self.recent
-        if recent is None and self.held is None:
-            return None
         extra = -self.seen % self.stride if self.whole_strides else 0
         right = self.right + extra if last else 0
         if self.held is None:
             assert recent is not None
             if self.mode == "reflect" and self.seen <= self.left and not last:
+                self.recent = recent.clone()
                 return None
-            self.held = joined([self._start(recent, right), recent]) if self.left else recent
-        elif x is not None:
-            self.held = joined([self.held, x]) if self.held.shape[2] else x
+            parts = [self._start(recent, right), recent] if self.left else [recent]
+        else:
+            parts = [part for part in (self.held, x) if part is not None and part.shape[2]]
         if right:
-            self.held = joined([self.held, self._end(right)])
-        if self.mode != "constant" and recent is not None:
-            self.recent = recent[..., -self.most :].clone()
-        else:
-            self.recent = None
-        return self._windows()
+            parts.append(self._end(right, recent, example))
+        held = self.rows.joined(parts, spare=SPARE) if quick and parts else joined(parts or [example[..., :0]])
+        self.recent = recent[..., -self.most :].clone() if self.mode != "constant" and recent is not None else None
+        return self._windows(held, quick)
 
-    def _windows(self) -> Tensor | None:
+    def _activated(self, x: Tensor, quick: bool) -> Tensor:
+        """The input as the convolution sees it; where memory may be overwritten, at its place behind what is held."""
+        if self.activation is None:
+            return x
+        if not quick:
+            return self.activation(x)
+        before = self.left if self.held is None else self.held.shape[2]
+        return self.activation(x, self.rows.room(x, before, x.shape[2], spare=self.right + self.stride + SPARE))
+
+    def _windows(self, held: Tensor, quick: bool) -> Tensor | None:
         """Convolve all whole windows of what is held, and keep what later ones need."""
-        held, conv = self.held, self.conv
-        assert held is not None
-        count = (held.shape[2] - self.span) // self.stride + 1
-        if count < 1:
-            return None
-        used = (count - 1) * self.stride + self.span
-        x = held[..., :used]
-        if conv.groups == conv.in_channels == conv.out_channels > 1:
-            y = self._depthwise(x)
-        else:
-            y = F.conv1d(x, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
-        self.held = held[..., count * self.stride :].clone()  # a copy lets the piece go
+        count = max(0, (held.shape[2] - self.span) // self.stride + 1)
+        y = self._convolved(held[..., : (count - 1) * self.stride + self.span], quick, count) if count else None
+        rest = held[..., count * self.stride :]
+        self.held = self.rows.kept(rest) if quick and self.reuses else rest.clone()  # a copy lets the piece go
+        if not self.reuses:
+            self.rows.clear()
         return y
+
+    def _convolved(self, x: Tensor, quick: bool, count: int) -> Tensor:
+        conv = self.conv
+        if self.depthwise:
+            return self._depthwise(x)
+        if not quick:
+            return F.conv1d(x, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+        if self.product is None:
+            self.product = ConvProduct(conv)
+        if x.stride(1) != 1 or not x.transpose(1, 2)[0].is_contiguous():
+            x = self.rows.joined([x], spare=SPARE)
+        if not self.reuses:
+            self.out.clear()
+        whole = -(-count // self.product.abreast) * self.product.abreast
+        y = self.out.room(x.new_empty(x.shape[0], conv.out_channels, 0), 0, whole)
+        for item, result in zip(x.transpose(1, 2), y.transpose(1, 2), strict=True):
+            self.product(item, result)
+        return y[..., :count]
 
     def _depthwise(self, x: Tensor) -> Tensor:
         """Filter each channel by itself, as a picture of one line with its channels last."""
@@ -202,12 +305,10 @@ class ConvStep(Step):
         seen = self._enough(x, right)[..., : self.left + 1]
         return F.pad(seen, (self.left, 0), mode="reflect")[..., : self.left]
 
-    def _end(self, right: int) -> Tensor:
-        """Padding after the last input."""
-        held, x = self.held, self.recent
-        assert held is not None
+    def _end(self, right: int, x: Tensor | None, example: Tensor) -> Tensor:
+        """Padding after the last input; `x` holds the last ones."""
         if self.mode == "constant":
-            return held.new_zeros(*held.shape[:2], right)
+            return example.new_zeros(*example.shape[:2], right)
         assert x is not None
         if self.mode == "replicate":
             return x[..., -1:].expand(-1, -1, right)
@@ -231,13 +332,16 @@ class TransposeStep(Step):
     Args:
         conv: the module with the weights.
         trim_left, trim_right: so many outputs of (t - 1) * stride + kernel are cut at the ends of the whole signal.
+        activation: of the input.
 
     Raises:
         ValueError: a cut at the end that reaches into what the frame before the last has settled.
     """
 
-    def __init__(self, conv: nn.ConvTranspose1d, *, trim_left: int = 0, trim_right: int = 0) -> None:
-        self.conv, self.trim_left, self.trim_right = conv, trim_left, trim_right
+    def __init__(
+        self, conv: nn.ConvTranspose1d, *, trim_left: int = 0, trim_right: int = 0, activation: Activation | None = None
+    ) -> None:
+        self.conv, self.trim_left, self.trim_right, self.activation = conv, trim_left, trim_right, activation
         self.stride = conv.stride[0]
         self.span = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1
         if not 0 <= trim_right <= self.span - self.stride:
@@ -249,60 +353,71 @@ class TransposeStep(Step):
         self.frames = 0
         self.given = trim_left  # next position of the whole output
         self.before: Tensor | None = None
-        self.taps: Tensor | None = None  # weights of the product
+        self.rows, self.out = Rows(), Rows()
+        self.product: TransposeProduct | None = None
 
     def later(self) -> Fraction:
         return Fraction(self.trim_left, self.stride)
 
     def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
-        parts = [part for part in (self.before, x) if part is not None]
-        if not parts or (x is None and not last):
+        example = self.before if x is None else x
+        if example is None or (x is None and not last):
             return None
-        block = joined(parts)
+        if self.doubled and _quick(example, self.conv.weight):
+            return self._pushed_quickly(x, example, last=last)
+        x = x if x is None or self.activation is None else self.activation(x)
+        block = joined([part for part in (self.before, x) if part is not None])
         self.frames += 0 if x is None else x.shape[2]
         first = (self.frames - block.shape[2]) * self.stride
-        end = self.frames * self.stride
-        if last:
-            end = (self.frames - 1) * self.stride + self.span - self.trim_right
         self.before = block[..., max(0, block.shape[2] - self.context) :].clone() if self.context else None
-        if end <= self.given:
+        start, stop = self._settled(first, last=last)
+        if stop <= start:
             return None
-        start, stop = self.given - first, end - first
-        self.given = end
-        if self.doubled and may_overwrite(block, self.conv.weight):
-            return self._product(block, start, stop)
         conv, right = self.conv, (block.shape[2] - 1) * self.stride + self.span - stop
         both = min(start, right)  # the module's way to cut, which makes no copy
         y = F.conv_transpose1d(block, conv.weight, conv.bias, conv.stride, both, 0, conv.groups, conv.dilation)
         return y[..., start - both : stop - both]
 
-    def _product(self, block: Tensor, start: int, stop: int) -> Tensor:
-        """Outputs `start` to `stop` of a block where the kernel is twice the stride, about twice as fast as the library's kernel.
+    def _settled(self, first: int, *, last: bool) -> tuple[int, int]:
+        """What is next to give, counted from an output `first` of the whole."""
+        end = self.frames * self.stride
+        if last:
+            end += self.span - self.stride - self.trim_right
+        start, self.given = self.given, max(self.given, end)
+        return start - first, end - first
 
-        One matrix product gives what each frame adds to its own stride of outputs and to the next one's.
-        """
-        conv, s = self.conv, self.stride
-        b, c, t = block.shape
-        low, high = start // s, -(-stop // s)
-        if block.stride(1) == 1:
-            if self.taps is None:
-                self.taps = conv.weight.permute(0, 2, 1).reshape(c, -1)
-            both = torch.matmul(block.transpose(1, 2), self.taps).view(b, t, 2, s, -1)
-            out = both.new_empty(b, high - low, s, both.shape[4])
-        else:
-            both = torch.matmul(conv.weight.flatten(1).t(), block).view(b, -1, 2, s, t).permute(0, 4, 2, 3, 1)
-            out = both.new_empty(b, both.shape[4], high - low, s).permute(0, 2, 3, 1)
-        own, next_ = both[:, :, 0], both[:, :, 1]  # (b, t, s, c), whatever is first in memory
-        first, end = max(low, 1), min(high, t)
-        if end > first:
-            torch.add(own[:, first:end], next_[:, first - 1 : end - 1], out=out[:, first - low : end - low])
-        if low == 0:
-            out[:, 0] = own[:, 0]
-        if high > t:
-            out[:, t - low] = next_[:, t - 1]
-        if conv.bias is not None:
-            out.add_(conv.bias)
-        return out.permute(0, 3, 1, 2).flatten(2)[..., start - low * s : stop - low * s]
+    def _pushed_quickly(self, x: Tensor | None, example: Tensor, *, last: bool) -> Tensor | None:
+        """Where the kernel is twice the stride: each frame adds to its own stride of outputs and to the next one's."""
+        before = example.new_zeros(*example.shape[:2], 1) if self.before is None else self.before
+        if x is not None and self.activation is not None:
+            x = self.activation(x, self.rows.room(x, 1, x.shape[2], spare=1))
+        after = example.new_zeros(*example.shape[:2], 1) if last else None
+        block = self.rows.joined([part for part in (before, x, after) if part is not None])
+        start, stop = self._settled_after(0 if x is None else x.shape[2], last=last)
+        y = self._product(block, start, stop) if stop > start else None
+        rest = block[..., -1:]
+        self.before = self.rows.kept(rest) if self.reuses else rest.clone()
+        if not self.reuses:
+            self.rows.clear()
+        return y
+
+    def _settled_after(self, count: int, *, last: bool) -> tuple[int, int]:
+        """What is next to give, counted from the stride of the first of `count` new frames."""
+        first = self.frames * self.stride
+        self.frames += count
+        return self._settled(first, last=last)
+
+    def _product(self, block: Tensor, start: int, stop: int) -> Tensor:
+        """Outputs `start` to `stop`, counted from the stride of the second frame of a block."""
+        if self.product is None:
+            self.product = TransposeProduct(self.conv)
+        if not self.reuses:
+            self.out.clear()
+        like = block.new_empty(block.shape[0], self.conv.out_channels, 0)
+        y = self.out.room(like, 0, (block.shape[2] - 1) * self.stride)
+        for item, result in zip(block.transpose(1, 2), y.transpose(1, 2), strict=True):
+            self.product(item, result.view(len(item) - 1, -1))
+        return y[..., start:stop]
 
 
 class LSTMStep(Step):
@@ -310,23 +425,49 @@ class LSTMStep(Step):
 
     def __init__(self, lstm: nn.LSTM) -> None:
         self.lstm = lstm
-        self.state: tuple[Tensor, Tensor] | None = None
+        self.state: tuple[Tensor, Tensor] | None = None  # hidden and cell, (layers, b, c)
+        self.layers: list[Recurrence] = []
 
     def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
         if x is None:
             return None
         steps = x.permute(2, 0, 1)
-        y, self.state = self.lstm(steps, self.state)
-        return (y + steps).permute(1, 2, 0)
+        if _quick(x, self.lstm.weight_hh_l0) and len(x) == 1 and Recurrence.serves(self.lstm):
+            y = self._layer_by_layer(steps[:, 0])[:, None]
+        else:
+            y, self.state = self.lstm(steps, self.state)
+        return (y.add_(steps) if may_overwrite(y, steps) else y + steps).permute(1, 2, 0)
+
+    def _layer_by_layer(self, y: Tensor) -> Tensor:
+        """Outputs `(t, c)` of one signal."""
+        if not self.layers:
+            self.layers = [Recurrence(self.lstm, i) for i in range(self.lstm.num_layers)]
+        zero = y.new_zeros(len(self.layers), 1, self.lstm.hidden_size)
+        hidden, cell = (zero, zero) if self.state is None else self.state
+        states = []
+        for i, layer in enumerate(self.layers):
+            y, *state = layer(y, hidden[i, 0], cell[i, 0])
+            states.append(state)
+        self.state = (torch.stack([h for h, _ in states])[:, None], torch.stack([c for _, c in states])[:, None])
+        return y
 
 
 class Chain(Step):
     """Steps one after the other."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
-        self.steps = list(steps)
-        for step in self.steps:
+        self.steps: list[Step] = []
+        for step in steps:
+            before = self.steps[-1] if self.steps else None
+            if isinstance(before, ActivationStep) and isinstance(step, (ConvStep, TransposeStep)) and step.activation is None:
+                step.activation = before.function
+                self.steps.pop()
+            self.steps.append(step)
             self.rate = self.rate * step.rate
+
+    def reuse(self) -> None:
+        for step in self.steps:
+            step.reuse()
 
     def push(self, x: Tensor | None, *, last: bool = False) -> Tensor | None:
         for step in self.steps:
@@ -359,6 +500,10 @@ class ResidualStep(Step):
     def later(self) -> Fraction:
         return self.main.later()
 
+    def reuse(self) -> None:
+        self.main.reuse()
+        self.shortcut.reuse()
+
     def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
         y, new = self.main.push(x, last=last), self.shortcut.push(x, last=last)
         parts = [part for part in (self.waiting, new) if part is not None]
@@ -377,23 +522,83 @@ class ResidualStep(Step):
         return y
 
 
-def run(chain: Step, x: Tensor, *, piece: int) -> Tensor:
-    """Give the chain's output of a whole signal `(b, c, t)`, `piece` positions at a time."""
-    if x.shape[2] <= piece:
-        y = chain.push(x, last=True)
-        assert y is not None, "a codec gives at least one position"
+class SplitStep(Step):
+    """A chain that takes at most `piece` positions at a time, so that what its layers hand on stays in the cache."""
+
+    def __init__(self, chain: Chain, *, piece: int) -> None:
+        self.chain, self.piece, self.rate = chain, piece, chain.rate
+        self.taken = self.given = 0
+        self.rows = Rows()
+        chain.reuse()
+
+    def later(self) -> Fraction:
+        return self.chain.later()
+
+    def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
+        count = 0 if x is None else x.shape[2]
+        self.taken += count
+        waiting = math.ceil(self.taken * self.rate) - self.given  # one place for all, since memory that comes and goes is slow
+        if not self.reuses:
+            self.rows.clear()
+        parts, whole, filled = [], None, 0
+        for start in range(0, max(count, 1), self.piece):
+            part = None if x is None else x[..., start : start + self.piece]
+            y = self.chain.push(part, last=last and start + self.piece >= count)
+            if y is None:
+                continue
+            if may_overwrite(y):
+                end = filled + y.shape[2]
+                if whole is None or whole.shape[2] < end:  # the second where the ends are padded to more than the signal
+                    before, self.rows = whole, self.rows if whole is None else Rows()
+                    whole = self.rows.room(y, 0, max(waiting, end))
+                    if before is not None:
+                        whole[..., :filled] = before[..., :filled]
+                whole[..., filled:end] = y
+                filled = end
+            else:
+                parts.append(y)
+        y = whole[..., :filled] if whole is not None else joined(parts) if parts else None
+        self.given += 0 if y is None else y.shape[2]
         return y
-    parts: list[Tensor] = []
-    out, filled = None, 0
-    for start in range(0, x.shape[2], piece):
-        y = chain.push(x[..., start : start + piece], last=start + piece >= x.shape[2])
-        if y is None:
-            continue
-        if not may_overwrite(y):
-            parts.append(y)
-            continue
-        if out is None:  # one place for all, since small results between large ones that come and go would scatter the memory
-            out = y.new_empty(*y.shape[:2], math.ceil(x.shape[2] * chain.rate))
-        out[..., filled : filled + y.shape[2]] = y
-        filled += y.shape[2]
-    return torch.cat(parts, 2) if out is None else out[..., :filled]
+
+
+def narrowing(stages: Sequence[tuple[int, Sequence[Step]]]) -> Chain:
+    """A chain of stages of falling rate, each on pieces that fit the cache.
+
+    Args:
+        stages: channels at the rate that a stage begins with, and its steps.
+    """
+    inner: list[SplitStep] = []
+    rate, before = Fraction(1), 0
+    for channels, steps in stages:
+        piece = math.ceil(max(1, _CACHED // channels) / rate)
+        if inner and 2 * piece < 3 * before:  # too little more for a split of its own
+            inner[0] = SplitStep(Chain([inner[0].chain, *steps]), piece=before)
+        else:
+            inner, before = [SplitStep(Chain([*inner, *steps]), piece=piece)], piece
+        rate *= math.prod(step.rate for step in steps)
+    return Chain(inner)
+
+
+def widening(stages: Sequence[tuple[int, Sequence[Step]]]) -> Chain:
+    """A chain of stages of rising rate, each on pieces that fit the cache.
+
+    Args:
+        stages: channels at the rate that a stage ends with, and its steps.
+    """
+    inner: list[SplitStep] = []
+    for channels, steps in reversed(stages):
+        rate = math.prod(step.rate for step in steps)
+        piece = max(1, int(max(1, _CACHED // channels) / rate))
+        if inner and 2 * piece < 3 * inner[0].piece / rate:
+            inner = [SplitStep(Chain([*steps, *inner[0].chain.steps]), piece=max(1, int(inner[0].piece / rate)))]
+        else:
+            inner = [SplitStep(Chain([*steps, *inner]), piece=piece)]
+    return Chain(inner)
+
+
+def run(chain: Chain, x: Tensor, *, piece: int) -> Tensor:
+    """Give the chain's output of a whole signal `(b, c, t)`, `piece` positions at a time."""
+    y = SplitStep(chain, piece=piece).push(x, last=True)
+    assert y is not None, "a codec gives at least one position"
+    return y

@@ -5,17 +5,29 @@ transformers: convolutions with `.conv`, `.causal` and `.pad_mode` that pad thei
 `.block` and `.shortcut`, an LSTM with its input added, ELU.
 """
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from zoo.layers.activations import elu
-from zoo.layers.pieces import Chain, ConvStep, ElementStep, LSTMStep, ResidualStep, Step, TransposeStep
+from zoo.layers.pieces import (
+    ActivationStep,
+    Chain,
+    ConvStep,
+    ElementStep,
+    LSTMStep,
+    ResidualStep,
+    Step,
+    TransposeStep,
+    narrowing,
+    widening,
+)
 from zoo.quantizers.base import exact_math, working_dtype
 from zoo.quantizers.search import SearchTable, nearest, search_table
 
-__all__ = ["Book", "conv_step", "prepared", "residual_codes", "seanet_chain", "transpose_step"]
+__all__ = ["Book", "conv_step", "prepared", "residual_codes", "seanet_chain", "seanet_decoder", "seanet_encoder", "transpose_step"]
 
 
 def conv_step(layer: Any) -> ConvStep:
@@ -36,7 +48,7 @@ def transpose_step(layer: Any) -> TransposeStep:
 
 def _step(layer: Any) -> Step:
     if isinstance(layer, nn.ELU):
-        return ElementStep(elu)
+        return ActivationStep(elu)
     if hasattr(layer, "lstm"):
         return LSTMStep(layer.lstm)
     if hasattr(layer, "block"):
@@ -61,6 +73,32 @@ def seanet_chain(layers: Iterable[nn.Module]) -> Chain:
     Where the layers have a norm over time, the whole signal (a chunk) must be pushed at once.
     """
     return Chain([_step(layer) for layer in layers])
+
+
+def seanet_encoder(layers: Sequence[Any]) -> Chain:
+    """The layers of an encoder without a norm over time; all before the last two rates work in the cache."""
+    ends = [i + 1 for i, layer in enumerate(layers) if _ratio(layer) > 1]
+    stages = [layers[start:end] for start, end in itertools.pairwise([0, *ends[:-1]])]
+    cached = narrowing([(_channels(stage, "in_channels"), seanet_chain(stage).steps) for stage in stages])
+    return Chain([cached, seanet_chain(layers[ends[-2] if stages else 0 :])])
+
+
+def seanet_decoder(layers: Sequence[Any]) -> Chain:
+    """The layers of a decoder without a norm over time; all after the first two rates work in the cache."""
+    starts = [i - 1 for i, layer in enumerate(layers) if _ratio(layer) > 1]  # each after its activation
+    stages = [layers[start:end] for start, end in itertools.pairwise([*starts[1:], len(layers)])]
+    cached = widening([(_channels(stage, "out_channels"), seanet_chain(stage).steps) for stage in stages])
+    return Chain([seanet_chain(layers[: starts[1] if stages else len(layers)]), cached])
+
+
+def _ratio(layer: Any) -> int:
+    conv = getattr(layer, "conv", None)
+    return 1 if conv is None else conv.stride[0]
+
+
+def _channels(stage: Sequence[Any], end: str) -> int:
+    """Of the convolution that changes the rate, on the side of the higher one."""
+    return next(getattr(layer.conv, end) for layer in stage if _ratio(layer) > 1)
 
 
 class Book(NamedTuple):
