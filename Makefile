@@ -1,6 +1,6 @@
 # One command from a fresh clone: every target that needs the project installs it into .venv first, once.
 #   make PYTHON=python3.12 test     another interpreter (3.11 or newer) for a new .venv
-#   make test PYTEST='-x -k tokens' more arguments for pytest
+#   make test PYTEST='-x -k tokens' more arguments for pytest; '-n 0' keeps the tests in one process
 PYTHON ?= python3
 PYTEST ?=
 VENV := .venv
@@ -10,6 +10,8 @@ INSTALLED_FROM := pyproject.toml constraints.txt requirements-weights.txt
 EXTRAS := audio,video,eval,board,test
 # Scorers of sound whose packages are compiled: without a C compiler they are left out, and their tests say so.
 COMPILED := audio-eval
+# As many processes as cores; each starts with a stretch of its own, so that what a file shares is made once, and takes over when idle.
+WORKERS := -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint readme clean
@@ -21,7 +23,7 @@ demo: $(STAMP) ## a page that shows what the flexible tokenizer keeps at every r
 	$(BIN)/zoo demo --out demo
 
 test: $(STAMP) ## the tests that run in minutes
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST)
 
 test-all: $(STAMP) ## every test, the slow ones too
 	$(BIN)/python -m pytest -m "slow or not slow" $(PYTEST)
