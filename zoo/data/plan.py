@@ -12,11 +12,13 @@ Every file is written under a hidden name and takes its place when it is whole a
 import fcntl
 import json
 import os
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import IO, Any, get_args
 
 import torch
 
@@ -34,7 +36,10 @@ __all__ = [
     "ShardPlace",
     "check_rate",
     "claimed",
+    "joined",
+    "led",
     "make_plan",
+    "worker_rank",
     "write_durably",
     "write_index",
 ]
@@ -47,6 +52,8 @@ ERRORS = "errors.jsonl"
 """Name of the file that lists the items without tokens."""
 
 _PLAN = "plan.json"
+_WORKERS = 1 << 40  # ranks are below it, `worker_rank()` is not
+_LOOK_AGAIN = 0.1  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +152,17 @@ def check_rate(tokenizer: Tokenizer, protocol: Protocol) -> None:
             raise ValueError(f"{name}: its entry states no sample rate, so files cannot be read for it. Use encode() in Python.")
 
 
-def make_plan(tokenizer: Tokenizer, listing: Listing, protocol: Protocol) -> dict[str, Any]:
-    """All that the files depend on, as JSON values."""
+def make_plan(tokenizer: Tokenizer, listing: Listing, protocol: Protocol, *, device: str | None = None) -> dict[str, Any]:
+    """All that the files depend on, as JSON values.
+
+    Args:
+        tokenizer, listing, protocol: of the work.
+        device: kind of the devices that will do it; None takes that of the tokenizer.
+    """
     info = tokenizer.info
     facts = {**asdict(protocol), "size": info.native_size if protocol.size is None else protocol.size}
     facts |= {"sample_rate": info.sample_rate, "dtype": str(tokenizer.dtype).removeprefix("torch.")}
-    facts |= {"device": tokenizer.device.type, "torch": torch.__version__}
+    facts |= {"device": device or tokenizer.device.type, "torch": torch.__version__}
     plan = {
         "format": FORMAT,
         "tokenizer": info.name,
@@ -169,6 +181,72 @@ def claimed(out: Path, plan: dict[str, Any], *, rank: int, world_size: int) -> I
     Raises:
         ValueError: other files are there, another plan, or another process of this rank at work.
     """
+    name = _begun(out, plan, rank)
+    # The lock goes with the process, however it ends. Closing any handle of the file would drop it: it is opened once.
+    with (out / _PLAN).open("r+", encoding="utf-8") as file:
+        if not _locked(file, rank, 1):
+            raise ValueError(f"{name}: another process of rank {rank} works in {out}. Wait for its end, or stop it.")
+        _same_plan(json.load(file), plan, out, name)
+        for leftover in _leftovers(out):
+            owner = leftover.name.partition(".rank")[2].partition(".")[0]
+            if owner.isdigit() and int(owner) % world_size == rank:
+                leftover.unlink()
+        yield
+
+
+@contextmanager
+def led(out: Path, plan: dict[str, Any], *, patience: float) -> Iterator[None]:
+    """Hold the folder for the one process that hands out work to others (`joined`), and for no rank; else as `claimed`.
+
+    Args:
+        out, plan: as for `claimed`.
+        patience: seconds that the processes of an earlier run may take to end, as an engine ends them some time after its head.
+
+    Raises:
+        ValueError: as `claimed`; processes that are still at work after so long.
+    """
+    name = _begun(out, plan, 0)
+    with (out / _PLAN).open("r+", encoding="utf-8") as file:
+        _wait(file, 0, _WORKERS, patience, name, out)
+        _wait_for_workers(file, patience, name, out)
+        _same_plan(json.load(file), plan, out, name)
+        for leftover in _leftovers(out):
+            leftover.unlink()
+        yield
+        _wait_for_workers(file, patience, name, out)
+        for leftover in _leftovers(out):  # of workers that were killed, and whose shards others made
+            leftover.unlink()
+
+
+@contextmanager
+def joined(out: Path, plan: dict[str, Any], *, rank: int) -> Iterator[None]:
+    """Take part, as a worker, in the work of the process that leads this folder (`led`).
+
+    Args:
+        out: the folder as this machine sees it.
+        plan: as this process makes it.
+        rank: `worker_rank()`.
+
+    Raises:
+        ValueError: no plan is there, or another one.
+    """
+    name, path = f"tokenize with {plan['tokenizer']}", out / _PLAN
+    if not path.is_file():
+        raise ValueError(f"{name}: there is no {path}. All machines must see the same folder: give a shared one.")
+    with path.open("r+", encoding="utf-8") as file:
+        if not _locked(file, rank, 1):
+            raise ValueError(f"{name}: another process of rank {rank} works in {out}. Wait for its end, or stop it.")
+        _same_plan(json.load(file), plan, out, name)
+        yield
+
+
+def worker_rank() -> int:
+    """A number that no rank and no other worker has: part of the names of unfinished files, and the place of a lock."""
+    return _WORKERS + uuid.uuid4().int % _WORKERS
+
+
+def _begun(out: Path, plan: dict[str, Any], rank: int) -> str:
+    """Write the plan where there is none; give the name for errors."""
     out.mkdir(parents=True, exist_ok=True)
     path, name = out / _PLAN, f"tokenize with {plan['tokenizer']}"
     if not path.exists():
@@ -181,18 +259,34 @@ def claimed(out: Path, plan: dict[str, Any], *, rank: int, world_size: int) -> I
         with suppress(FileExistsError):  # unlike a rename, a link never takes the place of the plan of a process that was faster
             os.link(temporary, path)
         temporary.unlink()
-    # The lock goes with the process, however it ends. Closing any handle of the file would drop it: it is opened once.
-    with path.open("r+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
-        except (BlockingIOError, PermissionError) as error:
-            raise ValueError(f"{name}: another process of rank {rank} works in {out}. Wait for its end, or stop it.") from error
-        _same_plan(json.load(file), plan, out, name)
-        for leftover in out.glob(".*.rank*.part*"):
-            owner = leftover.name.partition(".rank")[2].partition(".")[0]
-            if owner.isdigit() and int(owner) % world_size == rank:
-                leftover.unlink()
-        yield
+    return name
+
+
+def _locked(file: IO[str], start: int, count: int) -> bool:
+    """Lock bytes of the plan, which need not exist; `count` of 0 reaches without end. False where another process has one."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, count, start)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _wait(file: IO[str], start: int, count: int, patience: float, name: str, out: Path) -> None:
+    end = time.monotonic() + patience
+    while not _locked(file, start, count):
+        if time.monotonic() >= end:
+            raise ValueError(f"{name}: other processes work in {out}. Wait for their end, or stop them.")
+        time.sleep(_LOOK_AGAIN)
+
+
+def _wait_for_workers(file: IO[str], patience: float, name: str, out: Path) -> None:
+    _wait(file, _WORKERS, 0, patience, name, out)
+    fcntl.lockf(file, fcntl.LOCK_UN, 0, _WORKERS)
+
+
+def _leftovers(out: Path) -> list[Path]:
+    """Unfinished files of processes that were killed."""
+    return list(out.glob(".*.rank*.part*"))
 
 
 def _same_plan(found: dict[str, Any], plan: dict[str, Any], out: Path, name: str) -> None:

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.data.inputs import Item, ending_of, list_items, read_item
+from zoo.data.inputs import Item, Listing, ending_of, list_items, read_item
 from zoo.data.plan import Protocol, ShardPlace, check_rate, claimed, make_plan, write_durably, write_index
 from zoo.data.token_shards import TokenSample, writer_of
 from zoo.hub import sha256_of
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 
-__all__ = ["KINDS", "Progress", "ShardWork", "Summary", "tokenize"]
+__all__ = ["KINDS", "Progress", "ShardWork", "Summary", "summary_of", "survey", "tokenize"]
 
 KINDS = {"image": ("image",), "audio": ("audio",), "video": ("video", "image")}
 """Kinds of files that a tokenizer of a modality takes."""
@@ -70,7 +70,6 @@ class Summary:
     seconds: float
 
 
-@torch.inference_mode()
 def tokenize(
     tokenizer: Tokenizer,
     source: str | Path,
@@ -106,35 +105,72 @@ def tokenize(
     name, protocol, out = f"tokenize with {tokenizer.info.name}", protocol or Protocol(), Path(out)
     if not 0 <= rank < world_size:
         raise ValueError(f"{name}: rank={rank} of world_size={world_size}. Allowed: 0..world_size - 1.")
+    listing, plan = survey(tokenizer, source, out, protocol, readers=readers)
+    items = listing.items
+    with claimed(out, plan, rank=rank, world_size=world_size):
+        work = ShardWork(tokenizer, out, protocol, rank=rank, readers=readers, report=report)
+        own = range(rank, protocol.count(items), world_size)
+        mine = work.write({number: protocol.stretch(items, number) for number in own}, verify=verify)
+        found = [ShardPlace(out, number, protocol.shards).facts() for number in range(protocol.count(items))]
+        parts = [part for part in found if part is not None]
+        complete = len(parts) == len(found)
+        if complete:
+            write_index(out, plan, parts, rank=rank)
+    if complete:
+        return summary_of(plan, parts, fresh=work.fresh, seconds=work.seconds)
+    return summary_of(plan, mine, total=work.total, fresh=work.fresh, seconds=work.seconds)
+
+
+def survey(
+    tokenizer: Tokenizer, source: str | Path, out: Path, protocol: Protocol, *, readers: int, device: str | None = None
+) -> tuple[Listing, dict[str, Any]]:
+    """Refuse what can be refused before any work; list the items, and make the plan.
+
+    Args:
+        tokenizer, source, out, protocol, readers: as for `tokenize`.
+        device: kind of the devices that will do the work; None takes that of the tokenizer.
+
+    Raises:
+        FileNotFoundError, ValueError: as `tokenize`.
+    """
+    name = f"tokenize with {tokenizer.info.name}"
     if readers < 1:
         raise ValueError(f"{name}: readers={readers}. Allowed: 1 or more.")
     if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(f"{name}: OUT {out} lies in the input {source}, and would become part of it. Choose a place outside.")
     check_rate(tokenizer, protocol)
     listing = list_items(source, kinds=KINDS[tokenizer.info.modality], column=protocol.column)
-    items, plan = listing.items, make_plan(tokenizer, listing, protocol)
-    with claimed(out, plan, rank=rank, world_size=world_size):
-        work = ShardWork(tokenizer, items, out, protocol, rank=rank, readers=readers, report=report)
-        mine = work.write(range(rank, protocol.count(items), world_size), verify=verify)
-        found = [ShardPlace(out, number, protocol.shards).facts() for number in range(protocol.count(items))]
-        parts = [part for part in found if part is not None]
-        complete = len(parts) == len(found)
-        if complete:
-            write_index(out, plan, parts, rank=rank)
-    kept = parts if complete else mine
-    tokenized, errors = sum(part["items"] for part in kept), sum(len(part["errors"]) for part in kept)
-    total = len(items) if complete else work.total
-    if total != tokenized + errors:
-        raise RuntimeError(f"{name}: {total} items went in, but {tokenized} tokenized and {errors} errors came out of {out}.")
+    return listing, make_plan(tokenizer, listing, protocol, device=device)
+
+
+def summary_of(
+    plan: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], *, total: int | None = None, fresh: int, seconds: float
+) -> Summary:
+    """Add up what shards say of themselves, and see that no item is missing.
+
+    Args:
+        plan: of the folder.
+        parts: what the shards say.
+        total: items that these shards stand for; None where they are all shards of the folder.
+        fresh, seconds: of this run.
+
+    Raises:
+        RuntimeError: the counts do not add up, which no input can cause.
+    """
+    items = plan["inputs"]["items"] if total is None else total
+    tokenized, errors = sum(part["items"] for part in parts), sum(len(part["errors"]) for part in parts)
+    if items != tokenized + errors:
+        name = f"tokenize with {plan['tokenizer']}"
+        raise RuntimeError(f"{name}: {items} items went in, but {tokenized} tokenized and {errors} errors came out.")
     return Summary(
-        complete=complete,
-        items=total,
+        complete=total is None,
+        items=items,
         tokenized=tokenized,
         errors=errors,
-        shards=len(kept),
-        passed_over=listing.passed_over,
-        fresh=work.fresh,
-        seconds=work.seconds,
+        shards=len(parts),
+        passed_over=plan["inputs"]["passed_over"],
+        fresh=fresh,
+        seconds=seconds,
     )
 
 
@@ -153,10 +189,9 @@ class ShardWork:
 
     Args:
         tokenizer: with its weights.
-        items: all of the data set.
         out: folder of the shards.
         protocol: how items become tokens.
-        rank: of this process, part of the names of unfinished files.
+        rank: of this process, or `worker_rank()`: part of the names of unfinished files.
         readers: threads.
         report: called after every batch.
 
@@ -169,7 +204,6 @@ class ShardWork:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        items: Sequence[Item],
         out: Path,
         protocol: Protocol,
         *,
@@ -177,22 +211,22 @@ class ShardWork:
         readers: int,
         report: Callable[[Progress], None] | None = None,
     ) -> None:
-        self.tokenizer, self.items, self.out, self.protocol = tokenizer, items, out, protocol
+        self.tokenizer, self.out, self.protocol = tokenizer, out, protocol
         self.rank, self.readers, self._report = rank, readers, report
         self.total, self.fresh, self.seconds, self._before, self._errors = 0, 0, 0.0, 0, 0
 
-    def write(self, numbers: Sequence[int], *, verify: bool = False) -> list[dict[str, Any]]:
+    @torch.inference_mode()
+    def write(self, stretches: Mapping[int, Sequence[Item]], *, verify: bool = False) -> list[dict[str, Any]]:
         """Write those of these shards that are not there, and give what each says of itself.
 
         Args:
-            numbers: of the shards.
+            stretches: numbers of the shards, and the items of each.
             verify: compare the checksums of those that are there.
         """
-        places = [ShardPlace(self.out, number, self.protocol.shards) for number in numbers]
+        places = [ShardPlace(self.out, number, self.protocol.shards) for number in stretches]
         facts = {place.number: place.facts(verify=verify) for place in places}
-        stretches = {number: self.protocol.stretch(self.items, number) for number in numbers}
         self.total += sum(len(stretch) for stretch in stretches.values())
-        self._before += sum(len(stretches[number]) for number in numbers if facts[number] is not None)
+        self._before += sum(len(stretch) for number, stretch in stretches.items() if facts[number] is not None)
         self._errors += sum(len(found["errors"]) for found in facts.values() if found is not None)
         missing = [place for place in places if facts[place.number] is None]
         self._tell()

@@ -24,6 +24,7 @@ from zoo.cli.text import plural
 
 if TYPE_CHECKING:
     from zoo.data import Progress, Protocol, Summary
+    from zoo.data.ray_engine import RayPool
     from zoo.tokenizer import Tokenizer
 
 __all__ = ["configure", "run"]
@@ -37,6 +38,10 @@ _EXAMPLES = """examples:
 
 several processes, of one machine or many that see the same folders (each takes its share of the shards; any number may be killed):
   torchrun --no-python --nproc-per-node 8 zoo tokenize NAME INPUT OUT --device cuda
+
+workers of Ray (pip install 'tokenizer-zoo[ray]'), on this machine or on a cluster whose machines see the same folders:
+  zoo tokenize NAME INPUT OUT --engine ray --workers 4 --cpus 2
+  zoo tokenize NAME INPUT OUT --engine ray --address ray://head:10001 --device cuda
 """
 
 
@@ -52,22 +57,38 @@ def configure(parser: argparse.ArgumentParser) -> None:
     rate.add_argument("--no-crop", action="store_true", help="keep the aspect ratio, with the short side at the size")
     add_tile_argument(rate)
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "--column", metavar="NAME", help="of Parquet and Arrow, where the signal is (default: found by its name)"
-    )
+    files.add_argument("--column", metavar="NAME", help="of Parquet and Arrow, where the signal is (default: found by its name)")
     files.add_argument("--format", default="webdataset", choices=("webdataset", "parquet"), help="of OUT (default: %(default)s)")
     files.add_argument("--shard-items", type=int, default=1000, metavar="N", help="items of a shard (default: %(default)s)")
     files.add_argument("--verify", action="store_true", help="compare the checksums of shards in OUT, and make damaged ones anew")
     work = parser.add_argument_group("work")
-    work.add_argument("--readers", type=int, default=2, metavar="N", help="threads that read and decode (default: %(default)s)")
+    work.add_argument(
+        "--readers", type=int, default=2, metavar="N", help="threads that read and decode, in each process (default: %(default)s)"
+    )
+    work.add_argument(
+        "--engine",
+        default="local",
+        choices=("local", "ray"),
+        help="this process and ranks of torchrun, or Ray (default: %(default)s)",
+    )
+    ray = parser.add_argument_group("workers of Ray (--engine ray)")
+    ray.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as there is room for)")
+    ray.add_argument(
+        "--cpus", type=float, metavar="C", help="of a worker, and threads of its network (default: 1; on cuda --readers)"
+    )
+    ray.add_argument("--gpus", type=float, metavar="G", help="of a worker, also a part such as 0.5 (default: 1 on cuda, else 0)")
+    ray.add_argument("--address", help="of a cluster, such as ray://head:10001 or auto (default: RAY_ADDRESS, else this machine)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if not Path(arguments.source).exists():
         raise FileNotFoundError(f"{COMMAND}: no file or folder {arguments.source}.")
     size, rank, world_size = sides(arguments.size, COMMAND), _number("RANK", 0), _number("WORLD_SIZE", 1)
+    pool = _pool(arguments, world_size)
     if arguments.device == "cuda" and "LOCAL_RANK" in os.environ:
         arguments.device = f"cuda:{_number('LOCAL_RANK', 0)}"
+    if pool is not None:
+        arguments.device = "cpu"  # of this process, which may have no GPU
     tokenizer = load_tokenizer(arguments, COMMAND)
     from zoo.data import Protocol
 
@@ -82,7 +103,10 @@ def run(arguments: argparse.Namespace) -> int:
         shards=arguments.format,
         **tile_option(tokenizer, arguments.tile),
     )
-    done = _here(arguments, tokenizer, protocol, rank, world_size)
+    if pool is None:
+        done = _here(arguments, tokenizer, protocol, rank, world_size)
+    else:
+        done = _by_ray(arguments, protocol, pool)
     who = "" if done.complete else f"rank {rank}, others have still to finish: "
     sys.stdout.write(f"{who}{_said(done, Path(arguments.out))}\n")
     return 0 if done.tokenized or not done.items else 1
@@ -100,6 +124,44 @@ def _here(arguments: argparse.Namespace, tokenizer: "Tokenizer", protocol: "Prot
             rank=rank,
             world_size=world_size,
             readers=arguments.readers,
+            verify=arguments.verify,
+            report=report,
+        )
+
+
+def _pool(arguments: argparse.Namespace, world_size: int) -> "RayPool | None":
+    """The workers of Ray, where they are asked for."""
+    own = {name: getattr(arguments, name) for name in ("workers", "cpus", "gpus")}
+    if arguments.engine == "local":
+        given = [f"--{name}" for name, value in {**own, "address": arguments.address}.items() if value is not None]
+        if given:
+            raise ValueError(f"{COMMAND}: {', '.join(given)} without Ray. Add --engine ray, or leave it out.")
+        return None
+    if world_size > 1:
+        raise ValueError(f"{COMMAND}: --engine ray in one of {world_size} ranks. Ray starts its own workers: leave torchrun out.")
+    from zoo.data.ray_engine import RayPool, need_ray
+
+    need_ray()
+    return RayPool(**own, device=arguments.device, readers=arguments.readers)
+
+
+def _by_ray(arguments: argparse.Namespace, protocol: "Protocol", pool: "RayPool") -> "Summary":
+    from functools import partial
+
+    import zoo
+    from zoo.data.ray_engine import tokenize_by_ray
+
+    name = arguments.name
+    if name not in zoo.list_models() and Path(name).expanduser().is_dir():
+        name = str(Path(name).expanduser().absolute())  # workers are in folders of their own
+    with _reporting("tokenizing") as report:
+        return tokenize_by_ray(
+            partial(zoo.load, name),
+            arguments.source,
+            arguments.out,
+            protocol,
+            pool=pool,
+            address=arguments.address,
             verify=arguments.verify,
             report=report,
         )
