@@ -1,12 +1,13 @@
 """`python -m eval.codec_speed NAME`: a codec of the zoo beside the plain library class inside it, in one run on one signal.
 
-Weights are random, at the official size. Times are of the processor, the best of a few calls, so that other work on the machine
-disturbs them little; codes must be equal and the sound close, or the comparison is none.
+Weights are random, at the official size. Times are of the processor, medians of a few calls, and the two take turns, so that other
+work on the machine disturbs both alike; codes must be equal and the sound close, or the comparison is none.
 """
 
 import argparse
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ __all__ = ["Comparison", "compare", "main"]
 class Comparison:
     """Processor seconds of the library's class and of the zoo, for one signal.
 
+    `factor` is of encoding and decoding together.
+
     Attributes:
         same_codes: share of equal codes.
         difference: largest difference of the sound, over its largest value.
@@ -34,6 +37,10 @@ class Comparison:
     zoo_decode: float
     same_codes: float
     difference: float
+
+    @property
+    def factor(self) -> float:
+        return (self.library_encode + self.library_decode) / (self.zoo_encode + self.zoo_decode)
 
 
 def _library(tok: Tokenizer, x: Tensor) -> Tensor:
@@ -50,16 +57,19 @@ def _library_sound(tok: Tokenizer, codes: Tensor) -> Tensor:
     return y if y.ndim == 3 else y[:, None]
 
 
-def _best(function: Callable[[], Any], calls: int) -> tuple[float, Any]:
-    best, result = float("inf"), None
+def _in_turn(functions: Sequence[Callable[[], Any]], calls: int) -> tuple[list[float], list[Any]]:
+    """Median times and last results; the first call of each, which prepares things, is not counted."""
+    results = [function() for function in functions]
+    times: list[list[float]] = [[] for _ in functions]
     for _ in range(calls):
-        start = time.process_time()
-        result = function()
-        best = min(best, time.process_time() - start)
-    return best, result
+        for i, function in enumerate(functions):
+            start = time.process_time()
+            results[i] = function()
+            times[i].append(time.process_time() - start)
+    return [statistics.median(values) for values in times], results
 
 
-def compare(tok: Tokenizer, *, seconds: float, calls: int = 3) -> Comparison:
+def compare(tok: Tokenizer, *, seconds: float, calls: int = 5) -> Comparison:
     """Measure both on noise of whole positions.
 
     Raises:
@@ -72,10 +82,9 @@ def compare(tok: Tokenizer, *, seconds: float, calls: int = 3) -> Comparison:
     noise = torch.randn(1, tok.in_channels, length, generator=torch.Generator().manual_seed(0))
     x = (noise * 0.2).clamp(-1, 1)
     with torch.inference_mode():
-        library_encode, codes = _best(lambda: _library(tok, x), calls)
-        zoo_encode, tokens = _best(lambda: tok.encode(x), calls)
-        library_decode, sound = _best(lambda: _library_sound(tok, codes), calls)
-        zoo_decode, y = _best(lambda: tok.decode(tokens), calls)
+        (library_encode, zoo_encode), (codes, tokens) = _in_turn([lambda: _library(tok, x), lambda: tok.encode(x)], calls)
+        coded = [lambda: _library_sound(tok, codes), lambda: tok.decode(tokens)]
+        (library_decode, zoo_decode), (sound, y) = _in_turn(coded, calls)
     shared = min(y.shape[2], sound.shape[2])
     return Comparison(
         library_encode=library_encode,
@@ -92,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m eval.codec_speed", description=__doc__)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--calls", type=int, default=3)
+    parser.add_argument("--calls", type=int, default=5)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for name in options.names:
@@ -100,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
         c = compare(tok, seconds=options.seconds, calls=options.calls)
         encode = f"encode {c.library_encode:.2f} -> {c.zoo_encode:.2f} s (x{c.library_encode / c.zoo_encode:.2f})"
         decode = f"decode {c.library_decode:.2f} -> {c.zoo_decode:.2f} s (x{c.library_decode / c.zoo_decode:.2f})"
-        print(f"{name}: {encode}, {decode}, equal codes {c.same_codes:.4f}, difference {c.difference:.1e}")
+        print(f"{name}: {encode}, {decode}, both x{c.factor:.2f}, equal codes {c.same_codes:.4f}, difference {c.difference:.1e}")
 
 
 if __name__ == "__main__":

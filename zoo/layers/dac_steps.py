@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.activations import snake
-from zoo.layers.pieces import ActivationStep, Chain, ElementStep, ResidualStep, Step, TransposeStep, same_step
+from zoo.layers.pieces import ActivationStep, Chain, ElementStep, ResidualStep, Step, TransposeStep, narrowing, same_step, widening
 
 __all__ = ["dac_decoder_steps", "dac_encoder_steps"]
 
@@ -33,12 +33,16 @@ def _units(block: nn.Module) -> Iterator[Step]:
 
 
 def dac_encoder_steps(net: nn.Module) -> Iterator[Step]:
-    """Samples `(b, 1, s)` to latents `(b, c, n)`."""
-    yield same_step(net.conv1)
+    """Samples `(b, 1, s)` to latents `(b, c, n)`; all before the last rates in pieces that fit the cache."""
+    first = [same_step(net.conv1)]
+    stages: list[tuple[int, list[Step]]] = []
     for block in net.block:
-        yield from _units(block)
-        yield ActivationStep(_Bend(block.snake1))
-        yield same_step(block.conv1)
+        steps = [*first, *_units(block), ActivationStep(_Bend(block.snake1)), same_step(block.conv1)]
+        stages.append((block.conv1.in_channels, steps))
+        first = []
+    *cached, (_, rest) = stages
+    yield narrowing(cached)
+    yield from rest
     yield ActivationStep(_Bend(net.snake1))
     yield same_step(net.conv2)
 
@@ -46,12 +50,18 @@ def dac_encoder_steps(net: nn.Module) -> Iterator[Step]:
 def dac_decoder_steps(net: nn.Module) -> Iterator[Step]:
     """Latents `(b, c, n)` to samples, with the output padding of the transposed convolutions; the tanh only where there is one."""
     yield same_step(net.conv1)
+    stages: list[tuple[int, list[Step]]] = []
     for block in net.block:
         cut = block.conv_t1.padding[0]
-        yield ActivationStep(_Bend(block.snake1))
-        yield TransposeStep(block.conv_t1, trim_left=cut, trim_right=cut - block.conv_t1.output_padding[0])
-        yield from _units(block)
-    yield ActivationStep(_Bend(net.snake1))
-    yield same_step(net.conv2)
+        up = TransposeStep(block.conv_t1, trim_left=cut, trim_right=cut - block.conv_t1.output_padding[0])
+        stages.append((block.conv_t1.out_channels, [ActivationStep(_Bend(block.snake1)), up, *_units(block)]))
+    (_, rest), *cached = stages
+    end = [ActivationStep(_Bend(net.snake1)), same_step(net.conv2)]
     if isinstance(net.tanh, nn.Tanh):
-        yield ElementStep(torch.tanh)
+        end.append(ElementStep(torch.tanh))
+    yield from rest
+    if cached:
+        cached[-1][1].extend(end)
+        yield widening(cached)
+    else:
+        yield from end

@@ -53,7 +53,7 @@ __all__ = [
     "widening",
 ]
 
-_CACHED = 1 << 17  # numbers of a result that stays in a core's cache beside what it is made of
+_CACHED = 1 << 18  # numbers of a result that stays in a core's cache beside what it is made of
 Mode = Literal["constant", "reflect", "replicate"]
 Activation = Callable[..., Tensor]  # of x and, where a result is to be written to it, out
 

@@ -28,9 +28,9 @@ def takes_products(x: Tensor, weight: Tensor) -> bool:
 
 
 def _by_tap(weight: Tensor) -> Tensor:
-    """`(a, b, k)` as `(k, b, a)`, in two steps that copy long rows."""
+    """`(a, b, k)` as `(k, b, a)`, where b lies before k in memory: long rows are what is fast to copy."""
     a, b, k = weight.shape
-    return weight.flatten(1).t().contiguous().view(b, k, a).transpose(0, 1).contiguous()
+    return weight.flatten(1).t().contiguous().view(b, k, a).transpose(0, 1)
 
 
 class ConvProduct:
@@ -63,7 +63,7 @@ class ConvProduct:
             return
         together = self.stride if self.dilation == 1 else 1
         for tap in range(0, taps, together):
-            part = by_tap[tap : tap + together].flatten(0, 1)
+            part = by_tap[tap] if together == 1 else by_tap[tap : tap + together].flatten(0, 1)
             yield tap * self.dilation * channels, len(part), part
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
