@@ -134,6 +134,25 @@ def test_a_quirk_changes_the_output(name, quirk):
     assert float((z - io["video/pre_quant"]).abs().max()) > 0.1
 
 
+def test_normed_patches_do_not_know_how_bright_they_are():
+    x = clip(5) / 4
+    brighter = x + torch.tensor([0.4]).expand_as(x)
+    for normed in (True, False):
+        tok = small(quirk_normed_patches=normed)
+        change = float((tok.embed(brighter) - tok.embed(x)).abs().max())
+        assert (change < 1e-3) if normed else (change > 0.1)
+
+
+def test_codes_out_of_use_come_back():
+    torch.manual_seed(0)
+    tok = CViViT(CViViTConfig(**{**SMALL, "codebook_channels": 4})).train()
+    x = torch.randn(1, 2, 2, 3, SMALL["width"])
+    tok.quantize(x)  # k-means places the codes
+    assert float(tok.quantize(x).stats["revived_codes"]) == 0
+    tok.quantizer.quantizer.cluster_size[:5] = 0
+    assert float(tok.quantize(x).stats["revived_codes"]) > 0
+
+
 # -- causality -----------------------------------------------------------------------------------------------------------------
 
 
