@@ -1,8 +1,6 @@
 """The codec recipe: each YAML at toy size, resuming after a kill, which side moves when, the written loss, the libraries' codes."""
 
 import csv
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +18,7 @@ import recipes.train
 import zoo
 from recipes.data.sounds import SoundBatch
 from recipes.modules.audio_codec import AudioCodecRecipe, SoundAdversary
+from tests.recipes.killed import train_until_killed
 from zoo.layers.pieces import run
 
 CONFIGS = Path(recipes.train.__file__).parent / "configs"
@@ -117,24 +116,6 @@ def test_two_steps_at_toy_width(name, folder, tmp_path):
     assert tok.decode(tok.encode(x)).shape == x.shape
 
 
-KILL = """
-import sys, os, signal
-import recipes.train
-from lightning.pytorch import Callback
-class Kill(Callback):
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-original = recipes.train.RecipeCLI.instantiate_trainer
-def instantiate(self, **kwargs):
-    trainer = original(self, **kwargs)
-    trainer.callbacks.insert(0, Kill())
-    return trainer
-recipes.train.RecipeCLI.instantiate_trainer = instantiate
-recipes.train.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.parametrize("name", ["audio_rvq_nano.yaml", "encodec_24khz.yaml"])
 def test_resume_after_kill_is_exact(name, folder, tmp_path):
     """Killed in mid-epoch, started again: the losses after the checkpoint, balance included, equal an uninterrupted run's."""
@@ -144,10 +125,7 @@ def test_resume_after_kill_is_exact(name, folder, tmp_path):
     steps = ["--trainer.max_steps", "8"]
     expected = {int(r["step"]): r for r in train(toy_recipe(name, folder, whole), whole, *steps)[0]}
     path = toy_recipe(name, folder, broken)
-    environment = {**os.environ, "PYTHONPATH": str(Path(zoo.__file__).parents[1])}
-    command = [sys.executable, "-c", KILL, str(path), *steps]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    train_until_killed(str(path), *steps)
     got = {int(r["step"]): r for r in train(path, broken, *steps)[0]}
     for step in (4, 5, 6, 7):
         for key in ("train/loss", "train/discriminator", "train/gradient_mel", "train/quantizer"):

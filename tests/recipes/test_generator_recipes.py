@@ -1,10 +1,6 @@
 """The recipes of generators: each parses, builds for whatever its tokenizer makes, learns a tiny set, and resumes exactly."""
 
 import csv
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +13,7 @@ import recipes.train
 import zoo
 from recipes.modules.generator import GeneratorRecipe
 from recipes.train import export_tokenizer
+from tests.recipes.killed import train_until_killed
 from zoo import generators
 
 CONFIGS = Path(recipes.train.__file__).parent / "configs"
@@ -151,24 +148,6 @@ def test_a_family_needs_a_tokenizer():
         GeneratorRecipe("autoregressive")
 
 
-KILL = """
-import sys, os, signal
-import recipes.train
-from lightning.pytorch import Callback
-class Kill(Callback):
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step == int(os.environ["KILL_AT"]):
-            os.kill(os.getpid(), signal.SIGKILL)
-original = recipes.train.RecipeCLI.instantiate_trainer
-def instantiate(self, **kwargs):
-    trainer = original(self, **kwargs)
-    trainer.callbacks.insert(0, Kill())
-    return trainer
-recipes.train.RecipeCLI.instantiate_trainer = instantiate
-recipes.train.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.parametrize("name", ["flextok_ar_nano", "flowar_nano"])
 def test_resume_after_kill_is_exact(name, pictures, tmp_path, tokenizer_of):
     """Killed with SIGKILL in mid-epoch, started again: losses after the checkpoint and the weights equal an uninterrupted run's."""
@@ -180,10 +159,7 @@ def test_resume_after_kill_is_exact(name, pictures, tmp_path, tokenizer_of):
     steps = ["--trainer.max_steps", "8"]
     assert recipes.train.main([str(paths[whole]), *steps]) == 0
     expected = losses(whole)
-    environment = {**os.environ, "KILL_AT": "5", "PYTHONPATH": str(Path(zoo.__file__).parents[1])}
-    command = [sys.executable, "-c", KILL, str(paths[broken]), *steps]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    train_until_killed(str(paths[broken]), *steps)
     assert recipes.train.main([str(paths[broken]), *steps]) == 0
     got = losses(broken)
     assert {s: got[s] for s in (4, 5, 6, 7)} == {s: expected[s] for s in (4, 5, 6, 7)}

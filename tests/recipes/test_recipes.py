@@ -1,8 +1,6 @@
 """Every recipe parses, builds and steps; the nano recipes start where they should and resume exactly."""
 
 import csv
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +18,7 @@ import zoo
 from recipes.data.latents import LatentBatch
 from recipes.modules.flextok import FlexTokRecipe
 from recipes.train import export_tokenizer
+from tests.recipes.killed import train_until_killed
 from zoo.layers.flow import draw_noise_levels
 from zoo.layers.maskgit_vqgan import MaskGITDecoder, MaskGITEncoder
 from zoo.transforms.nested_dropout import draw_keep
@@ -165,24 +164,6 @@ def test_first_flow_loss_is_what_the_zero_heads_leave(monkeypatch):
     assert float(logged["flow"].detach()) == pytest.approx(float(loss.detach()))
 
 
-KILL = """
-import sys, os, signal
-import recipes.train
-from lightning.pytorch import Callback
-class Kill(Callback):
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step == int(os.environ["KILL_AT"]):
-            os.kill(os.getpid(), signal.SIGKILL)
-original = recipes.train.RecipeCLI.instantiate_trainer
-def instantiate(self, **kwargs):
-    trainer = original(self, **kwargs)
-    trainer.callbacks.insert(0, Kill())
-    return trainer
-recipes.train.RecipeCLI.instantiate_trainer = instantiate
-recipes.train.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.parametrize("name", ["flextok_nano", "rvq_nano", "titok_nano"])
 def test_resume_after_kill_is_exact(name, pictures, tmp_path):
     """Killed with SIGKILL in mid-epoch, started again: the losses after the checkpoint equal an uninterrupted run's."""
@@ -196,10 +177,7 @@ def test_resume_after_kill_is_exact(name, pictures, tmp_path):
     every_two.write_text(text)
     expected = {int(r["step"]): r["train/loss"] for r in run(every_two, pictures, whole, *steps)}
     path = toy_recipe(every_two, pictures, broken)
-    environment = {**os.environ, "KILL_AT": "5", "PYTHONPATH": str(Path(zoo.__file__).parents[1])}
-    command = [sys.executable, "-c", KILL, str(path), *steps]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    train_until_killed(str(path), *steps, fresh=name == "flextok_nano")
     rows = run(every_two, pictures, broken, *steps)
     got = {int(r["step"]): r["train/loss"] for r in rows}
     assert set(got) >= {4, 5, 6, 7}
