@@ -1,6 +1,8 @@
 """The benchmark's machinery on small cases; the promised ratios themselves are checked by a slow test."""
 
 import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,16 +21,21 @@ def test_rows_of_small_cases(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         lambda: bench._dimension_wise_case(count=64, dim=3),
     ]
     monkeypatch.setattr(bench, "_cases", lambda: small)
+    # How memory is measured is tested below, once: each measurement copies this process.
+    monkeypatch.setattr(bench, "_extra_memory", lambda call: math.nan if call is None else float(call().numel()))
     rows = bench.run(repeats=1)
     assert len(rows) == len(small)
     for row in rows:
         assert row.ours_seconds > 0
+        assert row.ours_mib > 0
         if "18" in row.note or "not run" in row.note:
             assert math.isnan(row.theirs_seconds)
+            assert math.isnan(row.theirs_mib)
             assert math.isnan(row.same_codes)
         else:
             assert row.same_codes == 1.0
             assert row.speedup == row.theirs_seconds / row.ours_seconds
+            assert row.theirs_mib > 0
     bench.print_table(rows)
     printed = capsys.readouterr().out
     assert all(row.case.split(",")[0] in printed for row in rows)
@@ -46,6 +53,17 @@ def test_the_command_fails_when_a_promise_is_broken(monkeypatch: pytest.MonkeyPa
     assert bench.main([]) == 1
 
 
+def test_memory_is_measured_in_a_process_of_its_own() -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system has no /proc/self/clear_refs, so peak memory cannot be measured")
+    left: list[torch.Tensor] = []
+    assert bench._extra_memory(lambda: left.append(torch.ones(16 << 18))) >= 15  # it allocates 16 MiB
+    assert not left
+    with pytest.raises(RuntimeError, match="ended without a result"):
+        bench._extra_memory(lambda: os._exit(3))
+
+
+@pytest.mark.slow
 def test_memory_of_a_known_allocation() -> None:
     if math.isnan(bench._extra_memory(lambda: torch.ones(1))):
         pytest.skip("this system has no /proc/self/clear_refs, so peak memory cannot be measured")

@@ -1,5 +1,6 @@
 """Sounds as people have them: values against independent formulas, files there and back, refusals that leave nothing behind."""
 
+import gc
 import math
 import subprocess
 import sys
@@ -206,6 +207,23 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+def test_what_is_held_does_not_grow_with_the_length(tmp_path):
+    """Near the end of a minute as many numbers are alive as near the end of ten seconds: chunks that were given are forgotten."""
+
+    def held(seconds):
+        soundfile.write(tmp_path / "x.wav", np.zeros(seconds * 44100), 44100)
+        with SoundWriter(tmp_path / "y.wav", sample_rate=RATE, channels=1) as writer:
+            for number, x in enumerate(sound_chunks(tmp_path / "x.wav", target_rate=RATE, channels=1, seconds=2.0)):
+                writer.write(x)
+                if number == seconds // 2 - 2:
+                    found = sum(thing.numel() for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor))
+        assert soundfile.info(tmp_path / "y.wav").frames == seconds * RATE
+        return found
+
+    assert abs(held(60) - held(10)) < RATE  # a second, of 50 more
+
+
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length(tmp_path):
     def peak(seconds):
         path = tmp_path / "x.wav"
