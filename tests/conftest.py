@@ -1,14 +1,16 @@
 """Every test runs on one thread, without the user's caches or settings, and finds parity fixtures by family and case.
 
 The variables are set before anything imports `huggingface_hub`, which reads them once; sub-processes inherit them.
+The million objects of the libraries and of the tests themselves stay to the end, so the garbage collector is told to pass them by.
 """
 
 import atexit
+import gc
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +34,18 @@ from torch import Tensor  # noqa: E402
 
 torch.set_num_threads(1)
 PARITY = Path(__file__).parent / "parity"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect without looking for garbage, of which imports make none; what lives then is never looked through again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @dataclass(frozen=True)
