@@ -28,9 +28,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
-from zoo.layers.activations import Snake
+from zoo.layers.activations import Snake, may_overwrite
 from zoo.layers.codec_stream import CodecStream
-from zoo.layers.pieces import ActivationStep, Chain, ElementStep, ResidualStep, Step, TransposeStep, WindowStep, run, same_step
+from zoo.layers.pieces import (
+    ActivationStep,
+    Chain,
+    ElementStep,
+    ResidualStep,
+    Step,
+    TransposeStep,
+    WindowStep,
+    narrowing,
+    run,
+    same_step,
+    widening,
+)
 from zoo.layers.position_noise import PositionNoise
 from zoo.layers.weight_norm import fold_weight_norm
 from zoo.quantizers.multi_rate import MultiRateRVQ
@@ -146,11 +158,6 @@ class SnacConfig(Config):
 # -- modules -----------------------------------------------------------------------------------------------------------------------
 
 
-def _mixing(conv: nn.Conv1d) -> ElementStep:
-    """A convolution of kernel 1 that keeps time first in memory."""
-    return ElementStep(lambda x: F.linear(x.transpose(1, 2), conv.weight[..., 0], conv.bias).transpose(1, 2))
-
-
 class _Unit(nn.Module):
     """Residual unit: snake, convolution of kernel 7, snake, mixing of channels."""
 
@@ -163,9 +170,8 @@ class _Unit(nn.Module):
         self.mix = nn.Conv1d(channels, channels, 1)
 
     def step(self) -> Step:
-        return ResidualStep(
-            Chain([ActivationStep(self.snake_in), same_step(self.conv), ActivationStep(self.snake_out), _mixing(self.mix)])
-        )
+        layers = ((self.snake_in, self.conv), (self.snake_out, self.mix))
+        return ResidualStep(Chain([step for bend, conv in layers for step in (ActivationStep(bend), same_step(conv))]))
 
 
 def _units(channels: int, *, depthwise: bool) -> nn.ModuleList:
@@ -241,14 +247,20 @@ class _NoiseStep(Step):
     """x + noise * strength(x), the noise that of the place in the signal."""
 
     def __init__(self, strength: nn.Conv1d, noise: Callable[[int, int], Tensor]) -> None:
-        self.strength, self.noise, self.position = strength, noise, 0
+        self.strength, self.noise, self.position = same_step(strength), noise, 0
+
+    def reuse(self) -> None:
+        self.strength.reuse()
 
     def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
-        if x is None:
+        strength = self.strength.push(x, last=last)
+        if x is None or strength is None:
             return None
         start, self.position = self.position, self.position + x.shape[2]
-        strength = F.linear(x.transpose(1, 2), self.strength.weight[..., 0]).transpose(1, 2)
-        return torch.addcmul(x, self.noise(start, self.position).to(x.dtype), strength)
+        noise = self.noise(start, self.position).to(x.dtype)
+        if may_overwrite(strength, x, noise):
+            return strength.mul_(noise).add_(x)
+        return torch.addcmul(x, noise, strength)
 
 
 def _inner(channels: int, *, depthwise: bool) -> nn.Conv1d:
@@ -271,12 +283,13 @@ class SnacEncoder(nn.Module):
 
     def chain(self) -> Chain:
         """The network in pieces."""
-        steps: list[Step] = [same_step(self.conv_in)]
-        for block in self.blocks:
-            steps += cast(_EncoderBlock, block).steps()
-        if self.attention is not None:
-            steps.append(self.attention.step())
-        return Chain([*steps, same_step(self.conv_out)])
+        first: list[Step] = [same_step(self.conv_in)]
+        stages: list[tuple[int, list[Step]]] = []
+        for block in map(_encoder_block, self.blocks):
+            stages.append((block.down.in_channels, [*first, *block.steps()]))
+            first = []
+        attention = [] if self.attention is None else [self.attention.step()]
+        return Chain([narrowing(stages), *attention, same_step(self.conv_out)])
 
 
 class SnacDecoder(nn.Module):
@@ -300,12 +313,22 @@ class SnacDecoder(nn.Module):
     def chain(self, noise: NoiseSource | None) -> Chain:
         """The network in pieces."""
         first, *rest = cast(nn.Sequential, self.conv_in)
-        steps: list[Step] = [same_step(first), *map(_mixing, rest)]
+        steps: list[Step] = [same_step(first), *map(same_step, rest)]
         if self.attention is not None:
             steps.append(self.attention.step())
-        for i, block in enumerate(self.blocks):
-            steps += cast(_DecoderBlock, block).steps(None if noise is None else _of_block(noise, i))
-        return Chain([*steps, ActivationStep(self.snake), same_step(self.conv_out), ElementStep(torch.tanh)])
+        stages: list[tuple[int, list[Step]]] = []
+        for i, block in enumerate(map(_decoder_block, self.blocks)):
+            stages.append((block.up.out_channels, block.steps(None if noise is None else _of_block(noise, i))))
+        stages[-1][1].extend([ActivationStep(self.snake), same_step(self.conv_out), ElementStep(torch.tanh)])
+        return Chain([*steps, widening(stages)])
+
+
+def _encoder_block(module: nn.Module) -> _EncoderBlock:
+    return cast(_EncoderBlock, module)
+
+
+def _decoder_block(module: nn.Module) -> _DecoderBlock:
+    return cast(_DecoderBlock, module)
 
 
 def _of_block(noise: NoiseSource, block: int) -> Callable[[int, int], Tensor]:

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.activations import may_overwrite
-from zoo.layers.row_products import SPARE, ConvProduct, Recurrence, TransposeProduct, takes_products
+from zoo.layers.row_products import SPARE, ConvProduct, DepthwiseSum, Recurrence, TransposeProduct, takes_products
 
 __all__ = [
     "ActivationStep",
@@ -214,7 +214,7 @@ class ConvStep(Step):
         self.recent: Tensor | None = None  # last inputs, for the padding of the end
         self.held: Tensor | None = None  # padded inputs that later windows need; None before the start is padded
         self.rows, self.out = Rows(), Rows()
-        self.product: ConvProduct | None = None
+        self.product: ConvProduct | DepthwiseSum | None = None
 
     def later(self) -> Fraction:
         return Fraction(max(0, self.span - 1 - self.left))
@@ -273,12 +273,14 @@ class ConvStep(Step):
 
     def _convolved(self, x: Tensor, quick: bool, count: int) -> Tensor:
         conv = self.conv
-        if self.depthwise:
-            return self._depthwise(x)
         if not quick:
+            if self.depthwise:
+                return self._depthwise(x)
+            if self.span == conv.groups == self.stride == 1 and x.stride(1) == 1:
+                return F.linear(x.transpose(1, 2), conv.weight[..., 0], conv.bias).transpose(1, 2)
             return F.conv1d(x, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
         if self.product is None:
-            self.product = ConvProduct(conv)
+            self.product = DepthwiseSum(conv) if self.depthwise else ConvProduct(conv)
         if x.stride(1) != 1 or not x.transpose(1, 2)[0].is_contiguous():
             x = self.rows.joined([x], spare=SPARE)
         if not self.reuses:
