@@ -37,7 +37,15 @@ def begun(toys, pictures, tmp_path):
     with claimed(out, plan, rank=0, world_size=1):
         pass
     probes = {item.path: item.path.stat().st_size for item in listing.items[:3]}
-    words = {"load": toys.grey, "out": out, "protocol": SMALL, "plan": plan, "probes": probes, "tell": lambda *told: None}
+    words = {
+        "load": toys.grey,
+        "out": out,
+        "protocol": SMALL,
+        "plan": plan,
+        "probes": probes,
+        "tell": lambda *told: None,
+        "start": lambda number: 1,
+    }
     rows = [{"number": [n], "items": [pickle.dumps(SMALL.stretch(listing.items, n))]} for n in range(5)]
     return {**words, "readers": 1, "threads": 1, "verify": False}, rows
 
@@ -121,6 +129,14 @@ def test_a_worker_computes_with_the_threads_it_was_given(begun):
     assert torch.get_num_threads() == 2
 
 
+def test_a_shard_at_which_four_workers_died_is_left(begun):
+    words, rows = begun
+    starts = iter((4, 5))
+    worker = ShardWorker(**{**words, "start": lambda number: next(starts)})
+    assert worker(rows[0])["facts"] != [""]
+    assert worker(rows[1]) == {"number": [1], "facts": [""], "fresh": [0], "refusal": [""]}
+
+
 def test_a_worker_verifies_what_is_there(begun):
     words, rows = begun
     ShardWorker(**words)(rows[1])
@@ -159,7 +175,7 @@ def test_a_worker_refuses_another_plan_or_folders_that_it_does_not_see(toys, beg
 # -- the folder --------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_head_waits_for_the_workers_of_a_run_that_was_killed_and_tidies_up_after_them(begun):
+def test_a_head_waits_for_the_workers_of_a_run_that_was_killed_and_tidies_up_after_them(toys, pictures, begun):
     words, _ = begun
     out, plan = words["out"], words["plan"]
 
@@ -175,6 +191,8 @@ def test_a_head_waits_for_the_workers_of_a_run_that_was_killed_and_tidies_up_aft
         time.sleep(0.01)
     with pytest.raises(ValueError, match="other processes work in"), led(out, plan, patience=0.2):
         pytest.fail("it went on beside a worker")
+    with pytest.raises(ValueError, match="workers of another engine work in"):
+        tokenize(toys.grey(), pictures, out, SMALL)
     assert list(out.glob(".shard-*"))
     process.kill()
     process.join()

@@ -179,13 +179,15 @@ def claimed(out: Path, plan: dict[str, Any], *, rank: int, world_size: int) -> I
     """Hold the folder for this rank; write the plan, or refuse a folder that has another one.
 
     Raises:
-        ValueError: other files are there, another plan, or another process of this rank at work.
+        ValueError: other files are there, another plan, or another process of this rank or workers of an engine at work.
     """
     name = _begun(out, plan, rank)
     # The lock goes with the process, however it ends. Closing any handle of the file would drop it: it is opened once.
     with (out / _PLAN).open("r+", encoding="utf-8") as file:
         if not _locked(file, rank, 1):
             raise ValueError(f"{name}: another process of rank {rank} works in {out}. Wait for its end, or stop it.")
+        if not _locked(file, _WORKERS, 0, shared=True):
+            raise ValueError(f"{name}: workers of another engine work in {out}. Wait for their end, or stop them.")
         _same_plan(json.load(file), plan, out, name)
         for leftover in _leftovers(out):
             owner = leftover.name.partition(".rank")[2].partition(".")[0]
@@ -262,10 +264,10 @@ def _begun(out: Path, plan: dict[str, Any], rank: int) -> str:
     return name
 
 
-def _locked(file: IO[str], start: int, count: int) -> bool:
+def _locked(file: IO[str], start: int, count: int, *, shared: bool = False) -> bool:
     """Lock bytes of the plan, which need not exist; `count` of 0 reaches without end. False where another process has one."""
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, count, start)
+        fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB, count, start)
     except (BlockingIOError, PermissionError):
         return False
     return True

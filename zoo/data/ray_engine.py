@@ -19,6 +19,7 @@ import os
 import pickle
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ __all__ = ["RayPool", "ShardWorker", "need_ray", "tokenize_by_ray"]
 logger = logging.getLogger(__name__)
 
 _LOOK_AGAIN = 1.0  # seconds between two looks at the progress
-_TRIES_AGAIN = 3  # of a shard whose worker died: a picture that kills every worker must not do so for ever
+_STARTS = 4  # of one shard, and of the head: what kills every worker must not do so for ever
 _PROBES = 16  # files whose size a worker compares before it begins
 
 
@@ -165,7 +166,7 @@ def tokenize_by_ray(
             workers=_workers(pool, pool.room(ray.nodes()), own=own),
             verify=verify,
         )
-        head = ray.remote(num_cpus=0, max_concurrency=2)(_Head).remote()
+        head = ray.remote(num_cpus=0, max_concurrency=2, max_restarts=_STARTS - 1, max_task_retries=-1)(_Head).remote()
         try:
             result = head.run.remote(job)
             while not ray.wait([result], timeout=_LOOK_AGAIN)[0]:
@@ -233,6 +234,7 @@ class _Head:
         self._before = self._done = self._fresh = self._errors = 0
         self._finished: set[int] = set()
         self._open: dict[int, tuple[int, int]] = {}  # shard: items done and errors among them
+        self._starts: Counter[int] = Counter()
 
     def run(self, job: _Job) -> Summary:
         """Do the whole work."""
@@ -276,6 +278,7 @@ class _Head:
             "readers": job.pool.readers,
             "threads": job.pool.threads,
             "verify": job.verify,
+            "start": partial(_start, head),
             "tell": head.tell.remote,
         }
         made = from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -285,18 +288,19 @@ class _Head:
             compute=ActorPoolStrategy(size=min(job.workers, len(rows)), max_tasks_in_flight_per_actor=1),
             num_cpus=job.pool.needs["CPU"],
             num_gpus=job.pool.needs["GPU"] or None,
-            max_task_retries=_TRIES_AGAIN,
         )
         facts: dict[int, dict[str, Any]] = {}
-        try:
-            for row in made.iter_rows():
-                if row["refusal"]:
-                    raise ValueError(row["refusal"])
-                facts[int(row["number"])] = json.loads(row["facts"])
-                self._finish(int(row["number"]), facts[int(row["number"])], int(row["fresh"]))
-        except ray.exceptions.RayActorError as error:
-            text = f"tokenize with {plan['tokenizer']}: a worker died {_TRIES_AGAIN + 1} times at one shard"
-            raise RuntimeError(f"{text}: too little memory, or a file that crashes a decoder. Start again to go on.") from error
+        for row in made.iter_rows():
+            number = int(row["number"])
+            if row["refusal"]:
+                raise ValueError(row["refusal"])
+            if not row["facts"]:
+                names = ", ".join(item.name for item in job.protocol.stretch(listing.items, number)[:2])
+                why = "Too little memory, or a file that crashes a decoder or the network; what other shards hold is kept"
+                name = f"tokenize with {plan['tokenizer']}"
+                raise RuntimeError(f"{name}: {_STARTS} workers died at shard {number} ({names}, ...). {why}.")
+            facts[number] = json.loads(row["facts"])
+            self._finish(number, facts[number], int(row["fresh"]))
         return facts
 
     # -- progress --------------------------------------------------------------------------------------------------------------
@@ -308,6 +312,12 @@ class _Head:
             self._done += facts["items"] + len(facts["errors"])
             self._errors += len(facts["errors"])
             self._fresh += fresh
+
+    def start(self, number: int) -> int:
+        """Hear that a worker begins a shard, and say how many have begun it, this one counted."""
+        with self._lock:
+            self._starts[number] += 1
+            return self._starts[number]
 
     def tell(self, number: int, done: int, errors: int) -> None:
         """Hear from a worker how far a shard is."""
@@ -328,6 +338,12 @@ class _Head:
                 total=self._total,
                 fresh=self._fresh + done,
             )
+
+
+def _start(head: Any, number: int) -> int:
+    import ray
+
+    return ray.get(head.start.remote(number))
 
 
 def _probes(listing: Listing) -> dict[Path, int]:
@@ -355,6 +371,7 @@ class ShardWorker:
         readers: threads that read and decode.
         threads: of the network.
         verify: compare the checksums of shards that are there.
+        start: called with the number of a shard, gives how many workers have begun it.
         tell: called with the number of a shard, items done and errors among them.
     """
 
@@ -369,10 +386,12 @@ class ShardWorker:
         readers: int,
         threads: int,
         verify: bool,
+        start: Callable[[int], int],
         tell: Callable[[int, int, int], object],
     ) -> None:
         torch.set_num_threads(threads)
-        self._out, self._protocol, self._readers, self._verify, self._tell = out, protocol, readers, verify, tell
+        self._out, self._protocol, self._readers, self._verify = out, protocol, readers, verify
+        self._start, self._tell = start, tell
         self._rank, self._told, self.refusal = worker_rank(), 0.0, ""
         try:
             self._tokenizer = load()
@@ -390,10 +409,11 @@ class ShardWorker:
             batch: `number` of the shard, and its `items`, pickled.
 
         Returns:
-            One row: `number`, `facts` of the shard as JSON, `fresh` items, and `refusal` where there is nothing else.
+            One row: `number`, `facts` of the shard as JSON, `fresh` items, and `refusal`. A shard at which worker after worker
+            died is not tried again: it has neither facts nor refusal.
         """
         number, items = int(batch["number"][0]), batch["items"][0]
-        if self.refusal:
+        if self.refusal or self._start(number) > _STARTS:
             return {"number": [number], "facts": [""], "fresh": [0], "refusal": [self.refusal]}
         stretch: Sequence[Item] = pickle.loads(items)
         report = partial(self._report, number)
