@@ -37,7 +37,7 @@ class Small:
     tokens: Callable[..., Tokens]
     config: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
-    learning_steps: int = 120
+    learning_steps: int = 60
 
     def build(self, seed: int = 0) -> Generator:
         """A generator whose every parameter is random, so that nothing hides behind a zero."""
@@ -98,10 +98,10 @@ SMALL: dict[str, Small] = {
     "autoregressive_flat": Small("autoregressive", grid, {**_TRANSFORMER, "pattern": "flat"}),
     "autoregressive_digits": Small("autoregressive", digits, {**_TRANSFORMER, "pattern": "delay", "factors": (2, 3, 4)}),
     "autoregressive_flat_digits": Small("autoregressive", digits, {**_TRANSFORMER, "pattern": "flat", "factors": (4, 6)}),
-    "autoregressive_mixture": Small("autoregressive", grid, {**_TRANSFORMER, "mixture": (0.3, 0.3, 0.4)}, {}, 240),
-    "cvivit": Small("cvivit", clip, _VIDEO, {"steps": 3}, 240),
-    "cvivit_shared": Small("cvivit", clip, {**_VIDEO, "critic": "shared"}, {"steps": 3}, 240),
-    "cvivit_separate": Small("cvivit", clip, {**_VIDEO, "critic": "separate"}, {"steps": 3}, 240),
+    "autoregressive_mixture": Small("autoregressive", grid, {**_TRANSFORMER, "mixture": (0.3, 0.3, 0.4)}, {}, 80),
+    "cvivit": Small("cvivit", clip, _VIDEO, {"steps": 3}, 80),
+    "cvivit_shared": Small("cvivit", clip, {**_VIDEO, "critic": "shared"}, {"steps": 3}, 80),
+    "cvivit_separate": Small("cvivit", clip, {**_VIDEO, "critic": "separate"}, {"steps": 3}, 80),
     "elm_grid": Small("elm", grid, _TRANSFORMER),
     "elm_line": Small("elm", line, _TRANSFORMER),
     "elm_masked": Small("elm", grid, {**_TRANSFORMER, "order": "masked", "label_smoothing": 0.0}, {"steps": 3}, 240),

@@ -76,10 +76,13 @@ def test_tolerance_on_pictures(nano):
     """Group norms and attention see one tile: close to the whole picture, and as good.
 
     Measured on the 12 samples at 256 px with tiles of 128 px, when this was written: 41.2 dB between the two reconstructions, and
-    0.004 dB less PSNR to the originals; with weights of an earlier training 38.3 and 0.07. In a wide flat sky a tile can be seen
-    as a faint tint, which the blending softens. `python -m pytest tests/image/test_tiling.py -k tolerance -s` shows today's.
+    0.004 dB less PSNR to the originals; with weights of an earlier training 38.3 and 0.07. Here are the four that differ
+    most: 38.2 and 0.08. In a wide flat sky a tile can be seen as a faint tint, which the blending softens.
+    `python -m pytest tests/image/test_tiling.py -k tolerance -s` shows today's.
     """
-    x = nano.preprocess(images(), size=256)
+    hard = [path for path in images() if path.stem in ("city_night", "lake", "rocket", "temple")]
+    assert len(hard) == 4
+    x = nano.preprocess(hard, size=256)
     with torch.inference_mode():
         whole, tiled = nano(x), nano.decode(nano.encode(x, tile=128), tile=128)
     apart = psnr_db(whole.clamp(-1, 1), tiled).mean()
