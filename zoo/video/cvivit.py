@@ -36,6 +36,7 @@ __all__ = ["CViViT", "CViViTConfig", "CViViTStream"]
 
 _ATTENTION_SCALE = 8.0  # of the cosine between query and key
 _PAST = 2  # steps that the position convolution looks back
+_DECAY = 0.95  # of the codebook's running averages: vectors leave the codes of the first step within some ten steps
 _REVIVE_BELOW = 0.1  # vectors a step, by running average; a code with fewer starts anew
 
 
@@ -443,6 +444,7 @@ def _quantizer(config: CViViTConfig) -> Quantizer:
         dim=config.codebook_channels or config.width,
         codebook_size=config.codebook_size,
         distance="cosine",
+        decay=_DECAY,
         revive_below=_REVIVE_BELOW,
     )
     return vq if config.codebook_channels is None else Projected(vq, dim=config.width)
