@@ -46,9 +46,9 @@ def in_two_processes(function, *arguments):
 
 def test_two_processes_equal_one(toys, tmp_path):
     out = tmp_path / "out.json"
+    alone = {"stripes": toys.stripe_scores(list(range(9))), "run": toys.whole_run()}  # first: the packages are loaded once
     in_two_processes(toys.run_rank, str(tmp_path / "store"), str(out))
     joined = json.loads(out.read_text())
-    alone = {"stripes": toys.stripe_scores(list(range(9))), "run": toys.whole_run()}
     assert alone["stripes"]["psnr_db"]["n"] == 8
     assert alone["stripes"]["psnr_db"]["failed"] == 1
     assert alone["stripes"]["items"][0] == list(range(9))

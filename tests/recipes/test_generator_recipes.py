@@ -99,8 +99,8 @@ def test_a_tiny_set_is_learned(name, pictures, tmp_path, tokenizer_of):
     """The loss falls, validation runs, and the folder written at the end samples tokens that the tokenizer decodes."""
     folder = tmp_path / "run"
     folder.mkdir()
-    path = toy_recipe(name, pictures, folder, tokenizer_of)
-    steps = ["--trainer.max_steps", "30", "--trainer.val_check_interval", "3"]
+    path = toy_recipe(name, pictures, folder, tokenizer_of, every=30)
+    steps = ["--trainer.max_steps", "30", "--trainer.val_check_interval", "3", "--trainer.check_val_every_n_epoch", "5"]
     assert recipes.train.main([str(path), *steps]) == 0
     found = [float(value) for _, value in sorted(losses(folder).items())]
     assert len(found) == 30
