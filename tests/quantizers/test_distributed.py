@@ -1,14 +1,10 @@
 """Two processes must learn the codebook that one process learns from the joint batch, bit for bit the same on both."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.multiprocessing as mp
 
-sys.path.insert(0, str(Path(__file__).parent))  # the spawned processes import the module by name
-import two_processes
+from tests.quantizers import two_processes
 
 Results = list[dict[str, torch.Tensor]]
 
@@ -17,7 +13,7 @@ Results = list[dict[str, torch.Tensor]]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What each rank ended with."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(two_processes.run, args=(str(folder),), nprocs=2, join=True)
+    mp.start_processes(two_processes.run, args=(str(folder),), nprocs=2, join=True, start_method="fork")  # torch is loaded already
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -1,4 +1,4 @@
-"""What each of two processes runs for `test_distributed.py`; a module of its own so that spawning can import it."""
+"""What each of two processes runs for `test_distributed.py`, and one process alone."""
 
 from pathlib import Path
 
