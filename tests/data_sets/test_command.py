@@ -39,6 +39,12 @@ def test_a_folder_of_photos_to_shards_and_back(photos, tmp_path, capsys):
         assert tokenizer.decode(first.tokens).shape == (1, 3, 32, 32)
     assert main(words) == 0
     assert "items/s" not in capsys.readouterr().out  # nothing was left to do
+    before = torch.get_num_threads()
+    try:
+        assert main([*words, "--threads", str(before + 1)]) == 2
+    finally:
+        torch.set_num_threads(before)
+    assert f"protocol.threads was {before} and is {before + 1}" in capsys.readouterr().err
     assert main([*words, "--no-crop"]) == 2
     assert "protocol.crop was True and is False" in capsys.readouterr().err
 

@@ -24,7 +24,9 @@ def files(folder):
 
 @pytest.fixture(autouse=True)
 def _threads():
+    """A worker sets the threads of its process."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
@@ -33,7 +35,7 @@ def _threads():
 def begun(toys, pictures, tmp_path):
     """Arguments of a worker for a folder that a head has begun, and the rows."""
     listing, out = list_items(pictures, kinds=("image",)), tmp_path / "by_worker"
-    plan = make_plan(toys.grey(), listing, SMALL)
+    plan = make_plan(toys.grey(), listing, SMALL, threads=1)
     with claimed(out, plan, rank=0, world_size=1):
         pass
     probes = {item.path: item.path.stat().st_size for item in listing.items[:3]}
@@ -98,6 +100,8 @@ def test_mistakes_are_told_in_a_line(pictures, tmp_path, capsys, monkeypatch):
     assert main([*words, "--engine", "ray"]) == 2
     assert "--engine ray in one of 2 ranks" in capsys.readouterr().err
     monkeypatch.delenv("WORLD_SIZE")
+    assert main([*words, "--threads", "0"]) == 2
+    assert "--threads 0. Allowed: 1 or more" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main([*words, "--engine", "ray"]) == 2
     told = capsys.readouterr().err
@@ -124,9 +128,12 @@ def test_workers_make_the_shards_of_the_local_engine_in_any_order(toys, pictures
     assert files(words["out"]) == files(tmp_path / "local")
 
 
-def test_a_worker_computes_with_the_threads_it_was_given(begun):
-    ShardWorker(**{**begun[0], "threads": 2})
-    assert torch.get_num_threads() == 2
+def test_a_worker_computes_with_the_threads_that_the_plan_says(begun):
+    words, rows = begun
+    torch.set_num_threads(2)
+    assert ShardWorker(**words)(rows[0])["refusal"] == [""]
+    assert torch.get_num_threads() == 1
+    assert "protocol.threads was 1 and is 2" in ShardWorker(**{**words, "threads": 2}).refusal
 
 
 def test_a_shard_at_which_four_workers_died_is_left(begun):

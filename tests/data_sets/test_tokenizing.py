@@ -195,6 +195,12 @@ def test_another_plan_a_foreign_folder_or_a_place_inside_the_input_is_refused(to
         other.weight.add_(1)
     with pytest.raises(ValueError, match="weights_sha256 was"):
         tokenize(other, pictures, out, SMALL)
+    torch.set_num_threads(torch.get_num_threads() + 1)  # rounds in another order
+    try:
+        with pytest.raises(ValueError, match=r"protocol.threads was \d+ and is \d+"):
+            tokenize(toys.grey(), pictures, out, SMALL)
+    finally:
+        torch.set_num_threads(torch.get_num_threads() - 1)
     (pictures / "part0" / "999.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"inputs.items was 23 and is 24"):
         tokenize(toys.grey(), pictures, out, SMALL)

@@ -1,4 +1,4 @@
-"""Tokenize a data set on a cluster of Ray (extra `ray`): the files are those of `zoo.data.tokenize`, byte for byte.
+"""Tokenize a data set on a cluster of Ray (extra `ray`): the files are those of `zoo.data.tokenize` of one plan, byte for byte.
 
 A shard is the unit of work: one row of a Ray data set, with the items that it stands for, so that the input is listed once and no
 worker holds the list. `map_batches` gives the rows one at a time to a pool of actors, each of which loads the tokenizer once and
@@ -66,7 +66,8 @@ class RayPool:
     Attributes:
         workers: how many; None takes as many as the cluster has room for.
         device: of each, "cpu", "cuda" or "mps"; Ray chooses which GPU.
-        cpus: processors of each, and threads of its network; None takes one, and beside a GPU one for each reader.
+        cpus: processors of each, and threads of its network, which are part of the plan; None takes one, and beside a GPU one for
+            each reader.
         gpus: of each, also a part such as 0.5; None takes one where the device is "cuda".
         readers: threads of each that read and decode.
         patience: seconds that the workers of a run that was killed may take to end, before the folder is refused.
@@ -239,7 +240,8 @@ class _Head:
     def run(self, job: _Job) -> Summary:
         """Do the whole work."""
         tokenizer = job.load(device="cpu")
-        listing, plan = survey(tokenizer, job.source, job.out, job.protocol, readers=job.pool.readers, device=job.pool.device)
+        kind = {"readers": job.pool.readers, "device": job.pool.device, "threads": job.pool.threads}
+        listing, plan = survey(tokenizer, job.source, job.out, job.protocol, **kind)
         count = job.protocol.count(listing.items)
         with led(job.out, plan, patience=job.pool.patience):
             found = {number: ShardPlace(job.out, number, job.protocol.shards).facts() for number in range(count)}

@@ -122,13 +122,20 @@ def tokenize(
 
 
 def survey(
-    tokenizer: Tokenizer, source: str | Path, out: Path, protocol: Protocol, *, readers: int, device: str | None = None
+    tokenizer: Tokenizer,
+    source: str | Path,
+    out: Path,
+    protocol: Protocol,
+    *,
+    readers: int,
+    device: str | None = None,
+    threads: int | None = None,
 ) -> tuple[Listing, dict[str, Any]]:
     """Refuse what can be refused before any work; list the items, and make the plan.
 
     Args:
         tokenizer, source, out, protocol, readers: as for `tokenize`.
-        device: kind of the devices that will do the work; None takes that of the tokenizer.
+        device, threads: of the processes that will do the work; None takes those of this one (`make_plan`).
 
     Raises:
         FileNotFoundError, ValueError: as `tokenize`.
@@ -140,7 +147,7 @@ def survey(
         raise ValueError(f"{name}: OUT {out} lies in the input {source}, and would become part of it. Choose a place outside.")
     check_rate(tokenizer, protocol)
     listing = list_items(source, kinds=KINDS[tokenizer.info.modality], column=protocol.column)
-    return listing, make_plan(tokenizer, listing, protocol, device=device)
+    return listing, make_plan(tokenizer, listing, protocol, device=device, threads=threads)
 
 
 def summary_of(

@@ -66,6 +66,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--readers", type=int, default=2, metavar="N", help="threads that read and decode, in each process (default: %(default)s)"
     )
     work.add_argument(
+        "--threads", type=int, metavar="N",
+        help="of the network, on a processor; with another number the last bits differ, so that a folder keeps to it "
+        "(default: one for each core, 1 in ranks of torchrun; for Ray --cpus says it)",
+    )  # fmt: skip
+    work.add_argument(
         "--engine",
         default="local",
         choices=("local", "ray"),
@@ -85,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{COMMAND}: no file or folder {arguments.source}.")
     size, rank, world_size = sides(arguments.size, COMMAND), _number("RANK", 0), _number("WORLD_SIZE", 1)
     pool = _pool(arguments, world_size)
+    _use_threads(arguments, pool)
     if arguments.device == "cuda" and "LOCAL_RANK" in os.environ:
         arguments.device = f"cuda:{_number('LOCAL_RANK', 0)}"
     if pool is not None:
@@ -143,6 +149,18 @@ def _pool(arguments: argparse.Namespace, world_size: int) -> "RayPool | None":
 
     need_ray()
     return RayPool(**own, device=arguments.device, readers=arguments.readers)
+
+
+def _use_threads(arguments: argparse.Namespace, pool: "RayPool | None") -> None:
+    if arguments.threads is None:
+        return
+    if pool is not None:
+        raise ValueError(f"{COMMAND}: --threads {arguments.threads} with Ray. Say --cpus, which are the threads of a worker too.")
+    if arguments.threads < 1:
+        raise ValueError(f"{COMMAND}: --threads {arguments.threads}. Allowed: 1 or more.")
+    import torch
+
+    torch.set_num_threads(arguments.threads)
 
 
 def _by_ray(arguments: argparse.Namespace, protocol: "Protocol", pool: "RayPool") -> "Summary":
