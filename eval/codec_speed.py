@@ -17,7 +17,7 @@ from torch import Tensor
 import zoo
 from zoo.tokenizer import Tokenizer
 
-__all__ = ["Comparison", "compare", "main"]
+__all__ = ["Comparison", "compare", "in_turn", "main"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,11 @@ def _library_sound(tok: Tokenizer, codes: Tensor) -> Tensor:
     return y if y.ndim == 3 else y[:, None]
 
 
-def _in_turn(functions: Sequence[Callable[[], Any]], calls: int) -> tuple[list[float], list[Any]]:
-    """Median times and last results; the first call of each, which prepares things, is not counted."""
+def in_turn(functions: Sequence[Callable[[], Any]], calls: int) -> tuple[list[float], list[Any]]:
+    """Call functions in turn: their median processor seconds and last results.
+
+    The first call of each, which prepares things, is not counted.
+    """
     results = [function() for function in functions]
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(calls):
@@ -82,9 +85,9 @@ def compare(tok: Tokenizer, *, seconds: float, calls: int = 5) -> Comparison:
     noise = torch.randn(1, tok.in_channels, length, generator=torch.Generator().manual_seed(0))
     x = (noise * 0.2).clamp(-1, 1)
     with torch.inference_mode():
-        (library_encode, zoo_encode), (codes, tokens) = _in_turn([lambda: _library(tok, x), lambda: tok.encode(x)], calls)
+        (library_encode, zoo_encode), (codes, tokens) = in_turn([lambda: _library(tok, x), lambda: tok.encode(x)], calls)
         coded = [lambda: _library_sound(tok, codes), lambda: tok.decode(tokens)]
-        (library_decode, zoo_decode), (sound, y) = _in_turn(coded, calls)
+        (library_decode, zoo_decode), (sound, y) = in_turn(coded, calls)
     shared = min(y.shape[2], sound.shape[2])
     return Comparison(
         library_encode=library_encode,

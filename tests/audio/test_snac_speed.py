@@ -1,15 +1,15 @@
 """SNAC at the released size beside the plain class of the package snac: the same codes and sound, in less time and constant memory.
 
-Times are those of the calling thread, so that other work on the machine counts little.
+Times are of the processor and the two take turns, so that other work on the machine counts little and for both alike.
 """
 
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
+from eval.codec_speed import in_turn
 from zoo.audio.snac import Snac, SnacConfig
 from zoo.checkpoint import load_strict
 
@@ -29,16 +29,6 @@ def pair():
     tok = Snac(SnacConfig()).eval().requires_grad_(False)
     load_strict(tok, Snac.rename_public(public.state_dict(), tok.config), name="snac")
     return public, tok
-
-
-def least(function, times=3):
-    """Seconds of the fastest call, and its result."""
-    best, result = float("inf"), None
-    for _ in range(times):
-        start = time.thread_time()
-        result = function()
-        best = min(best, time.thread_time() - start)
-    return best, result
 
 
 def sound(seconds):
@@ -62,12 +52,10 @@ def test_twice_as_fast_with_the_same_codes(pair):
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            theirs, codes = least(lambda: public.encode(x), 2)
-            ours, tokens = least(lambda: tok.encode(x))
+            (theirs, ours), (codes, tokens) = in_turn([lambda: public.encode(x), lambda: tok.encode(x)], 5)
             assert all(torch.equal(a, b) for a, b in zip(codes, tok.to_levels(tokens), strict=True))
             assert theirs / ours >= 2, f"encode: {theirs:.2f} s against {ours:.2f} s"
-            theirs, _ = least(lambda: public.decode(codes), 2)
-            ours, _ = least(lambda: tok.decode(tokens))
+            (theirs, ours), _ = in_turn([lambda: public.decode(codes), lambda: tok.decode(tokens)], 5)
             assert theirs / ours >= 2, f"decode: {theirs:.2f} s against {ours:.2f} s"
     finally:
         torch.set_num_threads(threads)
