@@ -1,5 +1,8 @@
 """The clip datamodule: random stretches of clips beside still pictures, resuming exactly, and validation clips in order.
 
+Where clips are few, a share of the stretches can be windows that move over still pictures: textures of many pictures under the
+motion of a camera, without anything that moves by itself.
+
 A training stretch is a function of (seed, epoch, index), as are the stills that come with it: they depend on no global random
 state, on no worker and on no neighbour. Every clip gives one stretch in an epoch.
 """
@@ -20,8 +23,10 @@ from recipes.data.resumable import ResumableDataModule
 from recipes.data.sampler import seeded
 from recipes.data.unreadable import LeavesOut, OnError, check_on_error, readable
 
-__all__ = ["ClipBatch", "ClipDataModule", "ClipDataset", "random_stretch"]
+__all__ = ["ClipBatch", "ClipDataModule", "ClipDataset", "moving_window", "random_stretch"]
 
+_WINDOW = (0.5, 0.9)  # sides of a moving window as a fraction of the picture's short side
+_SHIFT = 0.3  # of its side that a window moves at most, in each direction, over a stretch
 
 
 class ClipBatch(NamedTuple):
@@ -64,6 +69,38 @@ def random_stretch(
     return part.flip(-1) if flip < hflip else part
 
 
+def moving_window(picture: Tensor, count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Move a square window evenly over a picture, closer or farther, from one random place to another nearby.
+
+    Args:
+        picture: `(3, h, w)` uint8.
+        count: frames of the result.
+        size: side of the result in pixels.
+        generator: the only source of chance; six numbers are drawn.
+
+    Returns:
+        `(count, 3, size, size)` uint8, interpolated by bicubic splines between pixels.
+    """
+    small, large, x, y, right, down = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
+    height, width = picture.shape[-2:]
+    sides = [min(height, width) * (_WINDOW[0] + (_WINDOW[1] - _WINDOW[0]) * part) for part in (small, large)]
+    ends = []
+    for whole, place, shift in ((width, x, right), (height, y, down)):
+        first = place * (whole - sides[0]) + sides[0] / 2  # centres of the window
+        last = first + (2 * shift - 1) * _SHIFT * sides[0]
+        ends.append((first, min(max(last, sides[1] / 2), whole - sides[1] / 2)))
+    along = torch.linspace(0, 1, count, dtype=torch.float64)[:, None]
+    inside = ((torch.arange(size, dtype=torch.float64) + 0.5) / size - 0.5) * (sides[0] + (sides[1] - sides[0]) * along)
+    across, downwards = (
+        (2 * (first + (last - first) * along + inside) / whole - 1).float()
+        for (first, last), whole in zip(ends, (width, height), strict=True)
+    )
+    grid = torch.stack([across[:, None, :].expand(-1, size, -1), downwards[:, :, None].expand(-1, -1, size)], -1)
+    pictures = picture.float()[None].expand(count, -1, -1, -1)
+    moved = F.grid_sample(pictures, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return moved.round_().clamp_(0, 255).to(torch.uint8)
+
+
 def _lasting(frames: Tensor, count: int) -> Tensor:
     """Continue with the last frame up to `count` frames."""
     missing = count - len(frames)
@@ -88,6 +125,7 @@ class ClipDataset(LeavesOut, Dataset):
         size: side in pixels.
         stills_per_clip: pictures that come with a stretch.
         seed, scale, hflip: of the random stretches and views.
+        pans: share of the random stretches that are windows moving over still pictures instead.
         keep_frames: decoded frames to keep in memory, in each process. What comes out does not depend on it.
         on_error: "raise" stops at an unreadable clip; "skip" leaves it out of its batch, logs it and counts it in `unreadable`.
     """
@@ -103,12 +141,13 @@ class ClipDataset(LeavesOut, Dataset):
         seed: int = 0,
         scale: tuple[float, float] = (1.0, 1.0),
         hflip: float = 0.0,
+        pans: float = 0.0,
         keep_frames: int = 0,
         on_error: OnError = "raise",
     ) -> None:
         self.corpus, self.stills = corpus, stills
         self.frames, self.size, self.stills_per_clip = frames, size, stills_per_clip
-        self.seed, self.scale, self.hflip = seed, scale, hflip
+        self.seed, self.scale, self.hflip, self.pans = seed, scale, hflip, pans
         self._room = keep_frames
         self._kept: dict[int, Tensor] = {}
         super().__init__(len(corpus), on_error)
@@ -122,13 +161,20 @@ class ClipDataset(LeavesOut, Dataset):
             if epoch is None:
                 found = self.corpus.read(index, size=(self.size, self.size), frames=self.frames).frames
                 return _lasting(found, self.frames), [], index
-            frames = self._decoded(index)
+            draws = seeded("clip", self.seed, epoch, index)
+            if self.pans and float(torch.rand((), generator=draws)) < self.pans:
+                stretch = moving_window(self._picture(draws), self.frames, self.size, draws)
+            else:
+                stretch = random_stretch(self._decoded(index), self.frames, self.size, draws, scale=self.scale, hflip=self.hflip)
         except UnreadableClipError as error:
             self.leave_out(index, error)
             return None
-        draws = seeded("clip", self.seed, epoch, index)
-        stretch = random_stretch(frames, self.frames, self.size, draws, scale=self.scale, hflip=self.hflip)
         return stretch, [self._still(draws) for _ in range(self.stills_per_clip)], index
+
+    def _picture(self, draws: torch.Generator) -> Tensor:
+        """A random still picture, `(3, h, w)` uint8."""
+        image = self.stills.read(int(torch.randint(len(self.stills), (), generator=draws)))
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
     def _still(self, draws: torch.Generator) -> Tensor:
         image = self.stills.read(int(torch.randint(len(self.stills), (), generator=draws)))
@@ -173,6 +219,7 @@ class ClipDataModule(ResumableDataModule):
         exclude_packages: leave out clips and pictures whose record has one of these as `package`.
         random_crop: range of the random square's side as a fraction of the short side.
         hflip: probability of mirroring.
+        pans: share of the training stretches that are windows moving over still pictures (`moving_window`) instead; needs stills.
         keep_frames: decoded training frames to keep in memory, in each process.
         limit, limit_val: use only the first so many clips.
         on_error: "raise", or "skip" to leave unreadable clips out, logged and counted in `unreadable`.
@@ -195,6 +242,7 @@ class ClipDataModule(ResumableDataModule):
         exclude_packages: tuple[str, ...] = (),
         random_crop: tuple[float, float] = (0.6, 1.0),
         hflip: float = 0.5,
+        pans: float = 0.0,
         keep_frames: int = 0,
         limit: int | None = None,
         limit_val: int | None = None,
@@ -210,13 +258,15 @@ class ClipDataModule(ResumableDataModule):
                 raise ValueError(f"ClipDataModule: {name}={value}. Use 0 or more.")
         if not 0 <= hflip <= 1:
             raise ValueError(f"ClipDataModule: hflip={hflip} is no probability. Use 0 to 1.")
+        if not 0 <= pans <= 1 or (pans and stills is None):
+            raise ValueError(f"ClipDataModule: pans={pans}, stills={stills!r}. Use 0 to 1, and name stills to move over.")
         if len(random_crop) != 2 or not 0 < random_crop[0] <= random_crop[1] <= 1:
             raise ValueError(f"ClipDataModule: random_crop={random_crop} is no range in (0, 1]. Example: (0.6, 1.0).")
         check_on_error("ClipDataModule", on_error)
         self.train, self.val, self.stills = train, val, stills
         self.frames, self.size, self.stills_per_clip = frames, size, stills_per_clip
         self.exclude_packages = tuple(exclude_packages)
-        self.random_crop, self.hflip = tuple(random_crop), hflip
+        self.random_crop, self.hflip, self.pans = tuple(random_crop), hflip, pans
         self.keep_frames, self.limit, self.limit_val, self.on_error = keep_frames, limit, limit_val, on_error
         self.train_set: ClipDataset | None = None
         self.val_set: ClipDataset | None = None
@@ -241,6 +291,7 @@ class ClipDataModule(ResumableDataModule):
                 seed=self.seed,
                 scale=self.random_crop,
                 hflip=self.hflip,
+                pans=self.pans,
                 keep_frames=self.keep_frames,
                 on_error=self.on_error,
             )

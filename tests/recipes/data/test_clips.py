@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from recipes.data.clips import ClipDataModule, random_stretch
+from recipes.data.clips import ClipDataModule, moving_window, random_stretch
 from zoo import samples
 
 
@@ -40,6 +40,42 @@ def test_all_frames_are_cut_and_mirrored_alike():
         assert (part == part[:1]).all()
         assert set(part[0, 0, 0].diff().tolist()) in ({1}, {255})  # 255 is -1 in 8 bits
     assert stretch(ramp, 4, 5).shape == (4, 3, 5, 5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_window_moves_evenly_over_the_picture_and_stays_inside(seed):
+    across = (2.0 * torch.arange(120)).expand(100, -1)
+    downwards = (2.0 * torch.arange(100))[:, None].expand(-1, 120)
+    picture = torch.stack([across, downwards, torch.zeros(100, 120)]).to(torch.uint8)
+    frames = moving_window(picture, 5, 32, torch.Generator().manual_seed(seed)).double() / 2
+    assert frames.shape == (5, 3, 32, 32)
+    centres = frames[:, :2, 8:24, 8:24].mean((2, 3))
+    for axis, whole in ((0, 120), (1, 100)):
+        lines = frames[:, axis].mean(1 if axis == 0 else 2)  # what the columns, or rows, show: their place in the picture
+        sides = 32 / 31 * (lines[:, -1] - lines[:, 0])
+        assert float(sides.min()) >= 0.5 * 100 - 2
+        assert float(sides.max()) <= 0.9 * 100 + 2
+        assert float(lines.min()) >= -1
+        assert float(lines.max()) <= whole
+        steps = centres[:, axis].diff()
+        assert float((steps - steps.mean()).abs().max()) < 0.3
+        assert float(steps.sum().abs()) <= 0.3 * 90 + 1
+    assert float(centres.diff(dim=0).abs().max()) > 0.2
+
+
+def test_a_share_of_the_stretches_moves_over_stills():
+    def first(**options):
+        data = module(stills="samples", **options)
+        data.setup("fit")
+        return torch.stack([data.train_set[epoch, 0][0] for epoch in range(12)])
+
+    clips, half, all_ = first(), first(pans=0.5), first(pans=1.0)
+    assert torch.equal(half, first(pans=0.5))
+    assert not torch.equal(all_, clips)
+    still = (half == all_).flatten(1).all(1)
+    assert 0 < int(still.sum()) < 12
+    with pytest.raises(ValueError, match=r"pans=0\.5, stills=None"):
+        ClipDataModule(train="samples", pans=0.5)
 
 
 def module(**options):
