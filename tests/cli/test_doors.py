@@ -18,6 +18,7 @@ from zoo.cli import main
         (["bench", "quantizers", "--help"], "eval.bench_quantizers", ["--help"]),
         (["data", "build", "images128", "out", "--size", "64"], "recipes.data.build.images128", ["out", "--size", "64"]),
         (["data", "build", "speech16k", "out", "--cache", "x"], "recipes.data.build.speech16k", ["out", "--cache", "x"]),
+        (["data", "build", "video128", "out", "--release"], "recipes.data.build.video128", ["out", "--release"]),
     ],
 )
 def test_words_arrive(words, room, given, monkeypatch):
@@ -41,6 +42,7 @@ def test_data_refuses_other_verbs(capsys):
     out = capsys.readouterr().out
     assert "images128" in out
     assert "speech16k" in out
+    assert "video128" in out
 
 
 def test_samples(capsys):

