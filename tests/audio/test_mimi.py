@@ -201,3 +201,22 @@ def test_rates():
 def test_sizes_that_are_refused(wrong):
     with pytest.raises(ValueError, match=f"MimiConfig: {next(iter(wrong))}="):
         MimiConfig(**{**SMALL, **wrong})
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_codebooks_that_are_written_to_are_seen(mode):
+    """They are prepared once and kept, as long as they stay as they were."""
+    tok = small()
+    x = sound(4 * tok.config.hop)
+    with mode():
+        before = tok.encode(x).data
+        assert torch.equal(tok.encode(x).data, before)
+        assert tok._books() is tok._books()
+    for codebook in tok._codebooks():
+        codebook.embed_sum.copy_(codebook.embed_sum.flip(0))
+    with mode():
+        assert torch.equal(tok.encode(x).data, len(tok._codebooks()[0].embed_sum) - 1 - before)
+    other = small()
+    other.load_state_dict(tok.state_dict())
+    with mode():
+        assert torch.equal(other.encode(x).data, tok.encode(x).data)

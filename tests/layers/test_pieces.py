@@ -31,10 +31,12 @@ from zoo.layers.pieces import (
 from zoo.layers.weight_norm import fold_weight_norm, remove_weight_norm
 
 
-@pytest.fixture(autouse=True, scope="module", params=[True, False], ids=["gradient", "no_gradient"])
-def gradients(request):
-    """Every test runs on the layers that gradients need, and on the products that are used where none is wanted."""
-    with torch.set_grad_enabled(request.param):
+@pytest.fixture(autouse=True, scope="module", params=["gradients", "products", "products_later"])
+def layers_used(request):
+    """Every test runs on the layers that gradients need, on the products that are used where none is wanted, and on first
+    the ones and then the others within a signal."""
+    with torch.set_grad_enabled(request.param == "gradients"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_products, "_REPAYS", 0 if request.param == "products" else 20)
         yield
 
 

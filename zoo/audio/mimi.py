@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from zoo.config import Config
 from zoo.layers.codec_stream import CodecStream
 from zoo.layers.pieces import Chain, ElementStep, Step, run
-from zoo.layers.seanet import conv_step, prepared, residual_codes, seanet_decoder, seanet_encoder, transpose_step
+from zoo.layers.seanet import Book, conv_step, prepared, residual_codes, seanet_decoder, seanet_encoder, transpose_step
 from zoo.layers.weight_norm import fold_weight_norm
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
@@ -246,6 +246,7 @@ class Mimi(Tokenizer):
                 frame_rate=config.sample_rate / config.hop,
             )
         )
+        self._kept: tuple[tuple[Any, ...], list[Book]] | None = None  # codebooks as they were prepared, and their state then
         for codebook in self._codebooks():  # the library leaves fresh codebooks at zero, where all entries are the same
             codebook.embed_sum.normal_()
 
@@ -343,11 +344,8 @@ class Mimi(Tokenizer):
 
     def _quantizer(self, depth: int | None) -> Callable[[Tensor], Tensor]:
         """`quantize` for many pieces."""
-        levels = range(self.config.num_codebooks)[:depth]
-        parts = [
-            (part.input_proj, prepared(_entries(layer.codebook) for layer in part.layers[: len(levels[own])]))
-            for part, own in self._halves()
-        ]
+        books = self._books()[:depth]
+        parts = [(part.input_proj, books[own]) for part, own in self._halves()]
 
         def codes_of(latents: Tensor) -> Tensor:
             return torch.stack([code for proj, books in parts if books for code in residual_codes(proj(latents), books)], 1)
@@ -356,12 +354,11 @@ class Mimi(Tokenizer):
 
     def _vectors(self) -> Callable[[Tensor], Tensor]:
         """`lookup` for many pieces."""
-        parts = [(part, [_entries(layer.codebook) for layer in part.layers], own) for part, own in self._halves()]
 
         def vectors_of(codes: Tensor) -> Tensor:
             total = None
-            for part, books, own in parts:
-                rows = [F.embedding(level, book) for level, book in zip(codes[:, own].unbind(1), books, strict=False)]
+            for part, own in self._halves():
+                rows = [_rows(layer.codebook, level) for level, layer in zip(codes[:, own].unbind(1), part.layers, strict=False)]
                 if rows:
                     vectors = part.output_proj(functools.reduce(torch.add, rows).transpose(1, 2))
                     total = vectors if total is None else total + vectors
@@ -369,6 +366,17 @@ class Mimi(Tokenizer):
             return total
 
         return vectors_of
+
+    def _books(self) -> list[Book]:
+        """The codebooks, prepared; kept until one is written to, since the library stores them as sums and counts."""
+        codebooks = self._codebooks()
+        buffers = [buffer for codebook in codebooks for buffer in (codebook.embed_sum, codebook.cluster_usage)]
+        if torch.compiler.is_compiling() or any(buffer.is_inference() for buffer in buffers):  # writes to these are not counted
+            return prepared(_entries(codebook) for codebook in codebooks)
+        state = (torch.is_inference_mode_enabled(), *((buffer.data_ptr(), buffer._version, buffer.dtype) for buffer in buffers))
+        if self._kept is None or self._kept[0] != state:
+            self._kept = (state, prepared(_entries(codebook) for codebook in codebooks))
+        return self._kept[1]
 
     def _coder(self, depth: int | None) -> Chain:
         return Chain([self.encoder_chain(), ElementStep(self._quantizer(depth))])
@@ -400,7 +408,16 @@ class Mimi(Tokenizer):
 
 def _entries(codebook: Any) -> Tensor:
     """A codebook of the library, which stores sums and counts."""
-    return codebook.embed_sum / codebook.cluster_usage.clamp(min=_SMALLEST_USAGE)[:, None]
+    return codebook.embed_sum / _usage(codebook)
+
+
+def _rows(codebook: Any, codes: Tensor) -> Tensor:
+    """Entries `(b, n, c)` of such a codebook."""
+    return F.embedding(codes, codebook.embed_sum) / F.embedding(codes, _usage(codebook))
+
+
+def _usage(codebook: Any) -> Tensor:
+    return codebook.cluster_usage.clamp(min=_SMALLEST_USAGE)[:, None]
 
 
 def _at(config: dict[str, Any], path: str) -> Any:

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.activations import may_overwrite
-from zoo.layers.row_products import SPARE, ConvProduct, DepthwiseSum, Recurrence, TransposeProduct, takes_products
+from zoo.layers.row_products import SPARE, ConvProduct, DepthwiseSum, Recurrence, TransposeProduct, repays, takes_products
 
 __all__ = [
     "ActivationStep",
@@ -225,7 +225,7 @@ class ConvStep(Step):
         example = next((part for part in (x, self.held, self.recent) if part is not None), None)
         if example is None:
             return None
-        quick = (self.conv.groups == 1 or self.depthwise) and _quick(example, self.conv.weight)
+        quick = _quick(example, self.conv.weight) and self._repays(x)
         if x is not None:
             self.seen += x.shape[2]
             x = self._activated(x, quick)
@@ -251,6 +251,12 @@ class ConvStep(Step):
         held = self.rows.joined(parts, spare=SPARE) if quick and parts else joined(parts or [example[..., :0]])
         self.recent = recent[..., -self.most :].clone() if self.mode != "constant" and recent is not None else None
         return self._windows(held, quick)
+
+    def _repays(self, x: Tensor | None) -> bool:
+        """A product does, for all that was seen, this piece included."""
+        if x is None or self.depthwise or self.conv.groups > 1:
+            return self.depthwise or self.product is not None
+        return repays(self.conv, (self.seen + x.shape[2]) * len(x) // self.stride)
 
     def _activated(self, x: Tensor, quick: bool) -> Tensor:
         """The input as the convolution sees it; where memory may be overwritten, at its place behind what is held."""
@@ -365,7 +371,8 @@ class TransposeStep(Step):
         example = self.before if x is None else x
         if example is None or (x is None and not last):
             return None
-        if self.doubled and _quick(example, self.conv.weight):
+        count = 0 if x is None else x.shape[2]
+        if self.doubled and _quick(example, self.conv.weight) and repays(self.conv, (self.frames + count) * len(example)):
             return self._pushed_quickly(x, example, last=last)
         x = x if x is None or self.activation is None else self.activation(x)
         block = joined([part for part in (self.before, x) if part is not None])

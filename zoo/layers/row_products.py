@@ -13,11 +13,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SPARE", "ConvProduct", "DepthwiseSum", "Recurrence", "TransposeProduct", "takes_products"]
+__all__ = ["SPARE", "ConvProduct", "DepthwiseSum", "Recurrence", "TransposeProduct", "repays", "takes_products"]
 
 _LARGE = 1 << 17  # numbers of a recurrent matrix of one gate
 _THIN = 8  # channels below which outputs are taken side by side
 _ABREAST = 8  # so many
+_REPAYS = 512  # positions after which products have saved what it costs to bring the weights into their order
 SPARE = _ABREAST  # rows of memory that must come after a signal
 
 
@@ -25,6 +26,11 @@ def takes_products(x: Tensor, weight: Tensor) -> bool:
     """Whether matrix products serve a signal and a weight: full precision on a CPU."""
     same = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
     return same and x.device.type == weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+def repays(conv: nn.Conv1d | nn.ConvTranspose1d, positions: int) -> bool:
+    """Whether so many positions of the lower rate are worth weights in another order; few taps or channels cost next to nothing."""
+    return positions >= _REPAYS or conv.kernel_size[0] == 1 or conv.weight.shape[1] == 1 or len(conv.weight) < _THIN
 
 
 def _by_tap(weight: Tensor) -> Tensor:
