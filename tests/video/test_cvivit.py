@@ -143,6 +143,14 @@ def test_normed_patches_do_not_know_how_bright_they_are():
         assert (change < 1e-3) if normed else (change > 0.1)
 
 
+def test_an_untrained_decoder_makes_nearly_grey():
+    torch.manual_seed(0)
+    tok = CViViT(CViViTConfig(**{**SMALL, "width": 160})).eval()
+    with torch.inference_mode():
+        y = tok.decode_vectors(torch.randn(1, 3, 2, 3, 160))
+    assert 0 < float(y.abs().mean()) < 0.1
+
+
 def test_codes_out_of_use_come_back():
     torch.manual_seed(0)
     tok = CViViT(CViViTConfig(**{**SMALL, "codebook_channels": 4})).train()

@@ -37,6 +37,7 @@ __all__ = ["CViViT", "CViViTConfig", "CViViTStream"]
 _ATTENTION_SCALE = 8.0  # of the cosine between query and key
 _PAST = 2  # steps that the position convolution looks back
 _DECAY = 0.95  # of the codebook's running averages: vectors leave the codes of the first step within some ten steps
+_PIXEL_START = 0.004  # largest weight of the untrained layers that make pixels
 _REVIVE_BELOW = 0.1  # vectors a step, by running average; a code with fewer starts anew
 
 
@@ -266,8 +267,13 @@ def _patch_layer(features: int, config: CViViTConfig) -> nn.Sequential:
 
 
 def _pixel_layer(width: int, features: int) -> nn.Linear:
-    """Vectors to pixels in 0..1, of which the untrained layer makes grey."""
+    """Vectors to pixels in 0..1, of which the untrained layer makes nearly grey.
+
+    At the usual start the pixels of a patch are noise, twice as strong as pictures are: to unlearn it took a patch autoencoder
+    longer than all else (16.6 dB instead of 21.4 dB after 120 steps).
+    """
     layer = nn.Linear(width, features)
+    nn.init.uniform_(layer.weight, -_PIXEL_START, _PIXEL_START)
     nn.init.constant_(layer.bias, 0.5)
     return layer
 
