@@ -83,6 +83,11 @@ def test_a_stream_does_not_grow_with_length(name):
     does_not_grow(name, "stream", (20, 200), SMALL[name], least=1)
 
 
+@pytest.mark.parametrize("name", ["encodec_24khz", "mimi_24khz"])
+def test_an_hour_takes_no_more_than_a_minute(name):
+    does_not_grow(name, "stream", (60, 3600), SMALL[name], least=1)
+
+
 # Without the chunks of a second, which are joined at the end and then there twice.
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "encodec_48khz"])
 def test_a_whole_signal_needs_no_more_memory_than_a_short_one(name):
