@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALLED_FROM := pyproject.toml constraints.txt requirements-weights.txt
-EXTRAS := audio,video,eval,board,test
+EXTRAS := audio,video,codecs,eval,board,test
 # Scorers of sound whose packages are compiled: without a C compiler they are left out, and their tests say so.
 COMPILED := audio-eval
 # Only the slow tests need it: 400 MB more.

@@ -28,7 +28,6 @@ __all__ = ["evaluate_codec", "main"]
 
 _BATCH = 8
 _CODES = ("codebook_use", "code_perplexity", "entropy_bits_per_second", "tokens_per_second")
-_MODALITIES: dict[type, str] = {PictureCodec: "image", VideoCodec: "video", SoundCodec: "audio"}
 _UNITS = {"image": "quality", "video": "crf", "audio": "kbps"}
 _DEFAULTS = {"image": DEFAULT_IMAGE, "video": DEFAULT_VIDEO, "audio": DEFAULT_AUDIO}
 _PROTOCOLS = {"image": "image-64-v1", "video": "video-128-v1", "audio": "audio-16k-v1"}
@@ -39,6 +38,10 @@ def _codec(name: str) -> PictureCodec | VideoCodec | SoundCodec:
     if name not in codecs:
         raise ValueError(f"baseline: there is no codec {name!r}. Allowed: {', '.join(codecs)}.")
     return codecs[name]
+
+
+def _modality(codec: PictureCodec | VideoCodec | SoundCodec) -> str:
+    return "image" if isinstance(codec, PictureCodec) else "video" if isinstance(codec, VideoCodec) else "audio"
 
 
 def evaluate_codec(
@@ -55,7 +58,7 @@ def evaluate_codec(
     """Measure a classical codec as a tokenizer is measured: same items, same preparation, same scorers.
 
     Args:
-        name: `jpeg`, `webp`, `avif`, `h264`, `av1`, `opus`, `opus_music` or `mp3`.
+        name: `jpeg`, `webp`, `avif`, `jpegxl`, `h264`, `av1`, `opus`, `opus_music` or `mp3`.
         corpus: pictures, clips or recordings.
         protocol: or its id, such as `image-64-v1`, `video-128-v1` or `audio-16k-v1`; `decode` in it will say what the encoder
             is and was told.
@@ -77,7 +80,7 @@ def evaluate_codec(
 
     codec = _codec(name)
     protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
-    modality = _MODALITIES[type(codec)]
+    modality = _modality(codec)
     if protocol.modality != modality:
         raise ValueError(f"baseline {name}: protocol {protocol.id} is for {protocol.modality}. Choose one of the codec's kind.")
     corpus, dataset = dataset_of(corpus, limit, dataset_name, split)
@@ -171,7 +174,7 @@ def main(argv: Sequence[str]) -> int:
         ValueError, OSError, ModuleNotFoundError: as `open_corpus` and `evaluate_codec`; nothing is written then.
     """
     args = _parser().parse_args(argv)
-    modality = _MODALITIES[type(_codec(args.codec))]
+    modality = _modality(_codec(args.codec))
     if args.rates is not None and not all(part.strip().isdecimal() for part in args.rates.split(",")):
         raise ValueError(f"zoo eval baseline: --rates {args.rates!r}. Give whole numbers with commas, such as 6,9,12.")
     result = evaluate_codec(

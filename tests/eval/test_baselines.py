@@ -1,6 +1,7 @@
 """Classical codecs: real bits, the right place in time, better with more of them, and rows beside those of tokenizers."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_rates_that_a_codec_does_not_take_are_told(wave):
         SOUND_CODECS["mp3"].code(wave, 8000, 16)
 
 
-@pytest.mark.parametrize("name", list(PICTURE_CODECS))
+@pytest.mark.parametrize("name", ["jpeg", "webp", "avif"])
 def test_the_bits_of_a_picture_are_those_of_its_file(name, toys):
     codec, picture = PICTURE_CODECS[name], toys.waves(1, 64)
     buffer = io.BytesIO()
@@ -62,6 +63,27 @@ def test_the_bits_of_a_picture_are_those_of_its_file(name, toys):
     np.testing.assert_array_equal(decoded, np.asarray(Image.open(buffer).convert("RGB")))
     errors = [float(((codec.code(picture, quality)[0] - picture.astype(float)) ** 2).mean()) for quality in (5, 50, 95)]
     assert errors == sorted(errors, reverse=True)
+
+
+def test_jpeg_xl_is_a_bare_codestream_of_its_quality(toys):
+    """Quality 90 is libjxl's distance 1, and 75 its 2.35 (lib/jxl/encode.cc: 0.1 + 0.09 (100 - quality))."""
+    imagecodecs = pytest.importorskip("imagecodecs", reason="JPEG XL is coded with imagecodecs, of the extra `codecs`")
+    codec, picture = PICTURE_CODECS["jpegxl"], toys.waves(1, 64)
+    for quality, distance in ((90, 1.0), (75, 2.35)):
+        file = imagecodecs.jpegxl_encode(picture, distance=distance, effort=7, usecontainer=False, numthreads=1)
+        assert bytes(file[:2]) == b"\xff\x0a"
+        decoded, bits = codec.code(picture, quality)
+        assert bits == 8 * len(file)
+        np.testing.assert_array_equal(decoded, imagecodecs.jpegxl_decode(file))
+    errors = [float(((codec.code(picture, quality)[0] - picture.astype(float)) ** 2).mean()) for quality in (5, 50, 95)]
+    assert errors == sorted(errors, reverse=True)
+    assert codec.facts()["encoder"].startswith(f"JPEG XL of imagecodecs {imagecodecs.__version__}, library libjxl ")
+
+
+def test_a_missing_package_is_told(toys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(ModuleNotFoundError, match=r"baseline jpegxl: package imagecodecs .* pip install 'tokenizer-zoo\[codecs\]'"):
+        PICTURE_CODECS["jpegxl"].code(toys.waves(1, 64), 50)
 
 
 def test_a_codec_of_pictures_stands_beside_a_tokenizer(toys):
@@ -90,7 +112,9 @@ def test_a_codec_of_sound_keeps_count_of_what_it_used():
 
 def test_what_does_not_fit_is_refused(toys):
     corpus = toys.pictures(2, 16)
-    with pytest.raises(ValueError, match=r"there is no codec 'flac'. Allowed: jpeg, webp, avif, h264, av1, opus, opus_music, mp3"):
+    with pytest.raises(
+        ValueError, match=r"there is no codec 'flac'. Allowed: jpeg, webp, avif, jpegxl, h264, av1, opus, opus_music, mp3"
+    ):
         evaluate_codec("flac", corpus, protocol="image-16-v1")
     with pytest.raises(ValueError, match=r"baseline opus: protocol image-16-v1 is for image"):
         evaluate_codec("opus", corpus, protocol="image-16-v1")
