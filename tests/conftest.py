@@ -30,9 +30,12 @@ for _name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOK
 
 import pytest  # noqa: E402 - after the environment
 import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 torch.set_num_threads(1)
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
+settings.load_profile("tests")
 PARITY = Path(__file__).parent / "parity"
 
 
