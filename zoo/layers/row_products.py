@@ -18,7 +18,7 @@ __all__ = ["SPARE", "ConvProduct", "DepthwiseSum", "Recurrence", "TransposeProdu
 _LARGE = 1 << 17  # numbers of a recurrent matrix of one gate
 _THIN = 8  # channels below which outputs are taken side by side
 _ABREAST = 8  # so many
-_REPAYS = 512  # positions after which products have saved what it costs to bring the weights into their order
+_REPAYS = 256  # positions after which products have saved what it costs to bring the weights into their order
 SPARE = _ABREAST  # rows of memory that must come after a signal
 
 
