@@ -189,6 +189,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("out", nargs="?", default="speech16k", metavar="OUT", help="folder for the shards (default: %(default)s)")
     parser.add_argument("--only", type=_names, metavar="PACKAGE,...", help="take these packages only")
+    parser.add_argument(
+        "--release", action="store_true", help="leave out what weights that are to be published must not be trained on"
+    )
     parser.add_argument("--without", type=_names, default=[], metavar="PACKAGE,...", help="leave these packages out")
     parser.add_argument("--cache", metavar="DIR", help=f"folder of .deb files (default: {packages.default_cache()})")
     parser.add_argument("--overwrite", action="store_true", help="replace a build with other settings in OUT")
@@ -201,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.out,
             cache=arguments.cache,
             only=arguments.only,
-            without=arguments.without,
+            without=[*arguments.without, *(speech_manifest.RELEASE_WITHOUT if arguments.release else ())],
             overwrite=arguments.overwrite,
             progress=not arguments.quiet,
         )

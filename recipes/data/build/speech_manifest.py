@@ -17,10 +17,12 @@ from typing import Any, Literal
 from recipes.data.build.manifest import load_packages
 from recipes.data.build.packages import Package
 
-__all__ = ["SHARD_UTTERANCES", "SPLITS", "SpeechManifest", "SpeechSources", "Utterance", "load", "speech_sources"]
+__all__ = ["RELEASE_WITHOUT", "SHARD_UTTERANCES", "SPLITS", "SpeechManifest", "SpeechSources", "Utterance", "load", "speech_sources"]
 
 SPLITS: tuple["Split", ...] = ("train", "val", "test")
 SHARD_UTTERANCES = 620
+# Under GPL-2.0 only, which does not combine with the licences of the others in weights that are to be published.
+RELEASE_WITHOUT = ("fillets-ng-data-cs", "fillets-ng-data-nl")
 _HERE = Path(__file__).parent
 
 Split = Literal["train", "val", "test"]
@@ -146,7 +148,7 @@ def speech_sources(*, without: Sequence[str] = (), manifest: SpeechManifest | No
     """Say what the pack takes from each package.
 
     Args:
-        without: packages to leave out.
+        without: packages to leave out; `RELEASE_WITHOUT` for weights that are to be published.
         manifest: another manifest than the one of the package.
     """
     chosen = (manifest or load()).select(without=without)

@@ -1,6 +1,6 @@
 """Our own small codecs for speech."""
 
-from zoo.registry import Entry
+from zoo.registry import Entry, Weights
 
 __all__ = ["ENTRIES"]
 
@@ -10,6 +10,11 @@ ENTRIES: tuple[Entry, ...] = (
         family="patch_codec",
         modality="audio",
         summary="Small causal codec for speech at 16 kHz on a laptop-class CPU: 1 to 4 residual codes of 10 bits every 10 ms.",
+        weights=Weights(
+            file="audio_rvq_nano.safetensors",
+            sha256="6bf3e14bdb1499585cef9d16db4053faac06ffc6d96fa0872c9213fe2a5ece24",
+            size=5_760_462,
+        ),
         layout="1d",
         discrete=True,
         residual=True,
@@ -25,7 +30,12 @@ ENTRIES: tuple[Entry, ...] = (
         causal=True,
         streaming=True,
         lookahead_frames=0,
+        trained_on="speech16k at 16 kHz, the release build: 760 utterances of 35 minutes in nine languages from public packages",
+        training_pack="speech16k",
+        training="8,000 steps of 16 seconds of speech, seed 0, about 74 minutes on one CPU core (AVX-512, bfloat16 autocast); "
+        "discriminators from step 6,500.",
         license_code="Apache-2.0",
+        license_weights="GPL-3.0-or-later",
         parameters=2_876_778,
         recipe="audio_rvq_nano",
         tags=("encoder:cnn+lstm", "quantizer:rvq", "training:joint", "streamable:causal", "domain:speech"),
