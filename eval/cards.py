@@ -271,8 +271,8 @@ def _speech16k_sources(entry: Entry) -> list[str]:
     lines = [
         "## Speech it was trained on, and its licences",
         "",
-        "From public packages, by `zoo data build speech16k --release`, which leaves out two packages under a licence that does not "
-        "combine with the others. A speaker of asterisk or festvox is a named person, one of tuxpaint no more than a language.",
+        "From public packages, by `zoo data build speech16k --release`, which leaves out two packages under a licence that does "
+        "not combine with the others. A speaker of asterisk or festvox is a named person, one of tuxpaint no more than a language.",
         "",
         "| package | version | licence | minutes (train) | speakers |",
         "| --- | --- | --- | ---: | --- |",

@@ -17,7 +17,9 @@ from typing import Any, Literal
 from recipes.data.build.manifest import load_packages
 from recipes.data.build.packages import Package
 
-__all__ = ["RELEASE_WITHOUT", "SHARD_UTTERANCES", "SPLITS", "SpeechManifest", "SpeechSources", "Utterance", "load", "speech_sources"]
+__all__ = [
+    *("RELEASE_WITHOUT", "SHARD_UTTERANCES", "SPLITS", "SpeechManifest", "SpeechSources", "Utterance", "load", "speech_sources"),
+]
 
 SPLITS: tuple["Split", ...] = ("train", "val", "test")
 SHARD_UTTERANCES = 620
