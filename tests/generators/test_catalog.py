@@ -1,5 +1,6 @@
 """Every entry: its size on the meta device, its tokenizer, its listing, and the way its public file is read."""
 
+import math
 import re
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import zoo
 import zoo.generators as generators
+from zoo import samples
 from zoo.generators.loading import family_class
 from zoo.registry import UnknownNameError
 
@@ -67,7 +69,11 @@ def test_entries_say_where_they_come_from():
     for entry in generators.find():
         assert entry.summary.endswith(".")
         assert "arXiv" in entry.paper
-        if entry.weights is not None:
+        if entry.weights is None:
+            continue
+        if entry.weights.repo is None:  # ours, in the package
+            assert entry.weights.sha256 and entry.trained_on and entry.license_weights
+        else:
             assert entry.weights.layout == "public"
             assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{7}", entry.source)
             assert entry.license_weights or entry.notice
@@ -169,3 +175,14 @@ def test_create_for_a_tokenizer():
         sound = zoo.create("mimi_24khz")
     with pytest.raises(ValueError, match=r"create\(name, tokens=\.\.\.\)"):
         generators.create_for("autoregressive", sound)
+
+
+def test_the_shipped_generator_knows_the_codes_of_real_pictures_and_which_class_is_dark():
+    """A uniform guess takes log(64000) nats a code; the samples are none of the pictures it was trained on."""
+    gen = generators.load("flextok_ar_nano")
+    tok = zoo.load("flextok_nano")
+    tokens = tok.encode(tok.preprocess(samples.images()))
+    uniform = math.log(tok.info.codebook_size)
+    assert float(gen.loss(tokens, None)) < 0.9 * uniform
+    dark, light = (tok.decode(gen.sample(condition=label, n=4, seed=0).keep(8), seed=0).mean() for label in (7, 6))
+    assert dark < light - 0.3
