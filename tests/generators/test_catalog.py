@@ -72,7 +72,7 @@ def test_entries_say_where_they_come_from():
         if entry.weights is None:
             continue
         if entry.weights.repo is None:  # ours, in the package
-            assert entry.weights.sha256 and entry.trained_on and entry.license_weights
+            assert None not in (entry.weights.sha256, entry.trained_on, entry.license_weights)
         else:
             assert entry.weights.layout == "public"
             assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{7}", entry.source)
