@@ -22,7 +22,8 @@ from zoo.whole_files import whole_folder
 
 __all__ = ["build_site", "main"]
 
-_PLACES = {"image": (None, range(12)), "audio": ("speech", range(0, 6, 2))}  # split and items of the sample pack
+# Split and items of the sample pack.
+_PLACES = {"image": (None, range(12)), "video": (None, range(3)), "audio": ("speech", range(0, 6, 2))}
 
 
 def build_site(
@@ -128,9 +129,7 @@ class _Sources:
 def _measured(result: Result, place: int, sources: _Sources, reconstruct: bool) -> Measured:
     entry = _facts(result).entry
     made: Gallery | str = "This site was built without reconstructions."
-    if result.protocol.modality not in _PLACES:
-        made = "Clips are not shown here."
-    elif reconstruct:
+    if reconstruct:
         corpus, numbers = sources.samples(result.protocol.modality)
         try:
             made = make_gallery(result, corpus, numbers, entry=entry)
@@ -139,7 +138,7 @@ def _measured(result: Result, place: int, sources: _Sources, reconstruct: bool) 
     worst: Gallery | str = f"To see them here, build the site with --data {result.dataset.name}=PLACE."
     corpus = sources.items(result)
     rows = worst_items(result)[1]
-    if corpus is None or not rows or result.protocol.modality not in _PLACES:
+    if corpus is None or not rows:
         return Measured(result=result, place=place, samples=made, worst=worst, records={})
     records = {row.key: corpus.record(row.item) for row in rows}
     try:

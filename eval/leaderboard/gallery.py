@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from eval.baselines.pictures import PICTURE_CODECS
-from eval.baselines.sounds import SOUND_CODECS
+from eval.baselines.sounds import SOUND_CODECS, pyav
+from eval.baselines.video import VIDEO_CODECS
+from eval.clips import Clips
 from eval.leaderboard.words import number
 from eval.rates import at_rate, rate_text
 from eval.results import Result
@@ -24,12 +27,14 @@ from eval.runner import Batch, Runner, batches, evaluation_mode, tensors_sha256
 from eval.sheet import spectrogram
 from eval.sound_runner import SoundBatch, SoundRunner, sound_batches
 from eval.sounds import Sounds, SoundSelection, pcm16
+from eval.video_runner import ClipBatch, VideoRunner, clip_batches
 from recipes.data.corpus import Selection
 from zoo.registry import Entry
 
 __all__ = ["Gallery", "Media", "Shown", "Unavailable", "make_gallery"]
 
 SECONDS = 4.0  # of a recording
+FRAMES = 48  # of a clip
 _LOSSLESS_UP_TO = 160  # pixels a side; larger pictures are stored with a little loss, to keep the page small
 _BATCH = 8
 
@@ -40,16 +45,18 @@ class Unavailable(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Media:
-    """A picture, or a recording with its spectrogram.
+    """A picture, a recording with its spectrogram, or a clip with its first frame.
 
     Attributes:
         picture: data address.
-        sound: data address of a FLAC file; None for pictures.
+        sound: data address of a FLAC file; None for pictures and clips.
+        clip: data address of a WebM file; None for pictures and recordings.
         said: rate and scores in words.
     """
 
     picture: str
     sound: str | None = None
+    clip: str | None = None
     said: str
 
 
@@ -70,7 +77,7 @@ class Gallery:
         modality: of the result.
         steps: the rates in words, rising.
         items: in the order asked for.
-        side: longer side of the pictures in pixels; 0 for sound.
+        side: longer side of the pictures or frames in pixels; 0 for sound.
     """
 
     modality: str
@@ -80,8 +87,8 @@ class Gallery:
 
     @property
     def lossless(self) -> bool:
-        """Pictures are stored without loss; sounds always are."""
-        return self.side <= _LOSSLESS_UP_TO
+        """Pictures are stored without loss; sounds always are, clips never."""
+        return self.modality != "video" and self.side <= _LOSSLESS_UP_TO
 
 
 Remake = Callable[[Any], Iterator[tuple[Any, Tensor, list[float]]]]  # batch -> for each rate: items, failed, bits
@@ -92,8 +99,8 @@ def make_gallery(result: Result, corpus: Any, numbers: Sequence[int], *, entry: 
 
     Args:
         result: a measured one; its protocol prepares the items.
-        corpus: pictures or recordings.
-        numbers: of the items. Recordings are cut to their first seconds.
+        corpus: pictures, recordings or clips.
+        numbers: of the items. Recordings and clips are cut to their first seconds.
         entry: of the catalog; None for codecs.
 
     Raises:
@@ -101,6 +108,8 @@ def make_gallery(result: Result, corpus: Any, numbers: Sequence[int], *, entry: 
     """
     sound = result.protocol.modality == "audio"
     remake = _codec(result) if entry is None else _tokenizer(result, entry)
+    if result.protocol.modality == "video":
+        return _clip_gallery(result, corpus, numbers, remake)
     protocol: Any = result.protocol
     chosen = SoundSelection(corpus, numbers) if sound else Selection(corpus, numbers)
     read: Any = sound_batches if sound else batches
@@ -124,6 +133,24 @@ def make_gallery(result: Result, corpus: Any, numbers: Sequence[int], *, entry: 
     return Gallery(modality=result.protocol.modality, steps=steps, items=shown, side=0 if sound else max(protocol.size))
 
 
+def _clip_gallery(result: Result, corpus: Any, numbers: Sequence[int], remake: "Remake") -> Gallery:
+    """One clip at a time: they are large."""
+    protocol: Any = result.protocol
+    steps = [rate_text(dict(point.rate)) for point in result.points]
+    shown = []
+    for batch in clip_batches(corpus, protocol, numbers, 1, 0):
+        original, rate = batch.items.frames[0][:FRAMES], batch.items.frame_rates[0]
+        batch = replace(batch, items=Clips([original], [rate]))
+        again: list[Media | None] = []
+        for step, (clips, failed, bits) in zip(steps, remake(batch), strict=True):
+            bad = bool(failed[0]) or bool(batch.unreadable[0])
+            said = f"{step}, {number(bits[0])} {_unit(False)}"
+            again.append(None if bad else _clip(clips.frames[0], original, rate, said))
+        key = corpus.key(int(batch.index[0]))
+        shown.append(Shown(key=key, original=_clip(original, None, rate, "original"), again=again))
+    return Gallery(modality="video", steps=steps, items=shown, side=max(protocol.size))
+
+
 def _unit(sound: bool) -> str:
     return "bit/s" if sound else "bit/px"
 
@@ -145,7 +172,8 @@ def _tokenizer(result: Result, entry: Entry) -> Remake:
     if tensors_sha256(tokenizer) != result.weights_sha256:
         raise Unavailable(f"The weights of {entry.name} in the package are not those that were measured.")
     sound = result.protocol.modality == "audio"
-    runner: Any = (SoundRunner if sound else Runner)(tokenizer, result.protocol)  # type: ignore[arg-type]  # of the modality
+    kind: Any = {"audio": SoundRunner, "video": VideoRunner, "image": Runner}[result.protocol.modality]
+    runner = kind(tokenizer, result.protocol)
 
     def remake(batch: Any) -> Iterator[tuple[Any, Tensor, list[float]]]:
         with evaluation_mode(tokenizer):
@@ -153,26 +181,32 @@ def _tokenizer(result: Result, entry: Entry) -> Remake:
             for point in result.points:
                 cut = at_rate(tokens, dict(point.rate))
                 items, broken = runner.decode(cut, batch)
-                bits = cut.bits_per_second() if sound else cut.bits_per_pixel()
+                counted = runner.counted(cut, batch)
+                bits = counted.bits_per_second() if sound else counted.bits_per_pixel()
                 yield items, failed | broken, bits.tolist()
 
     return remake
 
 
 def _codec(result: Result) -> Remake:
-    codecs: dict[str, Any] = {**PICTURE_CODECS, **SOUND_CODECS}
+    codecs: dict[str, Any] = {**PICTURE_CODECS, **VIDEO_CODECS, **SOUND_CODECS}
     codec = codecs.get(result.tokenizer)
     if codec is None or result.weights_sha256 is not None:
         raise Unavailable(f"{result.tokenizer} is neither in the catalog nor a codec, so that nothing was reconstructed here.")
     if result.protocol.modality == "audio":
         return lambda batch: _coded_sounds(codec, result, batch)
+    if result.protocol.modality == "video":
+        return lambda batch: _coded_clips(codec, result, batch)
     return lambda batch: _coded_pictures(codec, result, batch)
 
 
 def _coded_pictures(codec: Any, result: Result, batch: Batch) -> Iterator[tuple[Tensor, Tensor, list[float]]]:
     for point in result.points:
         (setting,) = point.rate.values()
-        coded = [codec.code(picture.permute(1, 2, 0).contiguous().numpy(), setting) for picture in batch.pictures]
+        try:
+            coded = [codec.code(picture.permute(1, 2, 0).contiguous().numpy(), setting) for picture in batch.pictures]
+        except ModuleNotFoundError as error:
+            raise Unavailable(f"Nothing was reconstructed here: {error}.") from error
         pictures = torch.from_numpy(np.stack([array for array, _ in coded])).permute(0, 3, 1, 2)
         pixels = batch.pictures.shape[2] * batch.pictures.shape[3]
         yield pictures, torch.zeros(len(coded), dtype=torch.bool), [bits / pixels for _, bits in coded]
@@ -190,6 +224,18 @@ def _coded_sounds(codec: Any, result: Result, batch: SoundBatch) -> Iterator[tup
         yield Sounds([pcm16(wave) for wave, _ in coded], sounds.sample_rate), torch.zeros(len(coded), dtype=torch.bool), bits
 
 
+def _coded_clips(codec: Any, result: Result, batch: ClipBatch) -> Iterator[tuple[Clips, Tensor, list[float]]]:
+    (frames,), (rate,) = batch.items.frames, batch.items.frame_rates
+    for point in result.points:
+        (setting,) = point.rate.values()
+        try:
+            coded, bits = codec.code(frames.permute(0, 2, 3, 1).contiguous().numpy(), rate, setting)
+        except ModuleNotFoundError as error:
+            raise Unavailable(f"Nothing was reconstructed here: {error}.") from error
+        made = torch.from_numpy(coded).permute(0, 3, 1, 2).contiguous()
+        yield Clips([made], [rate]), torch.zeros(1, dtype=torch.bool), [bits / (len(made) * made.shape[2] * made.shape[3])]
+
+
 # -- what is put into the page ---------------------------------------------------------------------------------------
 
 
@@ -203,6 +249,30 @@ def _media(item: Tensor, original: Tensor | None, said: str, protocol: Any) -> M
         said = f"{said}, PSNR {psnr:.1f} dB"
     image = Image.fromarray(item.permute(1, 2, 0).contiguous().numpy())
     return Media(picture=_webp(image, lossless=max(image.size) <= _LOSSLESS_UP_TO, quality=92), said=said)
+
+
+def _clip(frames: Tensor, original: Tensor | None, frame_rate: float, said: str) -> Media:
+    if original is not None:
+        errors = (frames.double() - original.double()).square().flatten(1).mean(1)
+        psnr = (10 * torch.log10(255**2 / errors)).clamp(max=100.0).mean()
+        said = f"{said}, PSNR {psnr:.1f} dB"
+    arrays = frames.permute(0, 2, 3, 1).contiguous().numpy()
+    first = _webp(Image.fromarray(arrays[0]), lossless=False, quality=90)
+    return Media(picture=first, clip=_webm(arrays, frame_rate), said=said)
+
+
+def _webm(frames: np.ndarray, frame_rate: float) -> str:
+    """VP9 of a quality at which little is lost: every browser plays it."""
+    av = pyav("libvpx-vp9")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="webm") as file:
+        options = {"crf": "16", "b": "0", "deadline": "good", "cpu-used": "4", "threads": "1"}
+        stream = file.add_stream("libvpx-vp9", rate=Fraction(frame_rate).limit_denominator(1001), options=options)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode(None))
+    return _address("video/webm", buffer.getvalue())
 
 
 def _webp(image: Image.Image, *, lossless: bool, quality: int) -> str:

@@ -131,7 +131,7 @@
     const turn = () => {
       for (const figure of gallery.querySelectorAll("[data-step]")) {
         figure.hidden = figure.dataset.step !== dial.value;
-        if (figure.hidden) figure.querySelector("audio")?.pause();
+        if (figure.hidden) figure.querySelector("audio, video")?.pause();
       }
       said.textContent = steps[dial.value];
       dial.setAttribute("aria-valuetext", steps[dial.value]);

@@ -29,7 +29,14 @@ from zoo import __version__, samples
 
 __all__ = ["Measured", "make_page"]
 
-_DIALS = {"tokens": "Tokens kept", "depth": "Levels kept", "quality": "Quality", "kbps": "kbit/s asked for", "bins": "Bins"}
+_DIALS = {
+    "tokens": "Tokens kept",
+    "depth": "Levels kept",
+    "quality": "Quality",
+    "kbps": "kbit/s asked for",
+    "crf": "Constant rate factor",
+    "bins": "Bins",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,10 +172,12 @@ def _sample(key: str) -> samples.Sample | None:
 
 def _gallery(name: str, gallery: Gallery, labels: Mapping[str, str], result: Result, note: str) -> str:
     axis = next(iter(result.points[0].rate), "rate")
-    kind = "sounds" if gallery.modality == "audio" else "pixels" if gallery.side < 128 else ""
+    kind = "sounds" if gallery.modality == "audio" else "pixels" if gallery.modality == "image" and gallery.side < 128 else ""
     stored = ""
     if gallery.modality == "audio":
         stored = "Each recording is cut to its first seconds; the picture is its spectrogram. Sounds are stored without loss."
+    elif gallery.modality == "video":
+        stored = "Clips are cut to their first frames and stored as VP9 of quality 16, which costs a little of what is seen here."
     elif not gallery.lossless:
         stored = "Pictures are stored as WebP of quality 92."
     steps = json.dumps(list(gallery.steps), ensure_ascii=False).replace("<", "\\u003c")
@@ -193,6 +202,11 @@ def _figure(media: Media | None, label: str, attributes: str) -> str:
         return f'<figure{attributes}><div class="failed">failed</div></figure>'
     said = escape(media.said)
     alt = f"{label}: {'spectrogram, ' if media.sound else ''}{media.said}"
+    if media.clip:
+        return (
+            f'<figure{attributes}><video controls loop muted playsinline preload="metadata" src="{media.clip}" '
+            f'poster="{media.picture}" aria-label="{escape(alt)}"></video><figcaption>{said}</figcaption></figure>'
+        )
     sound = f'<audio controls preload="none" src="{media.sound}" aria-label="{escape(f"{label}: {media.said}")}"></audio>'
     return (
         f'<figure{attributes}><img src="{media.picture}" alt="{escape(alt)}">{sound if media.sound else ""}'

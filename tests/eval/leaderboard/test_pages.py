@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 
 import zoo
+from eval.baselines.video import VIDEO_CODECS
 from eval.leaderboard.boards import facts_of, load_results
 from eval.leaderboard.command import build_site
 from eval.leaderboard.gallery import Unavailable, make_gallery
 from eval.reconstruction import evaluate
 from eval.sounds import open_sounds
+from recipes.data.clip_corpus import open_clips
 from recipes.data.corpora import open_images
 from zoo import samples
 from zoo.cli import main
@@ -187,6 +189,32 @@ def test_recordings_are_cut_and_can_be_played(stored_opus):
         waves.append(wave)
     errors = [((wave - waves[0]) ** 2).mean() for wave in waves[1:]]
     assert 0 < errors[-1] < errors[0] < (waves[0] ** 2).mean()
+
+
+def test_clips_can_be_played_and_are_what_the_codec_made():
+    av = pytest.importorskip("av", reason="clips are read and stored with PyAV")
+    h264 = next(result for result in load_results() if result.tokenizer == "h264")
+    h264 = replace(h264, points=(h264.points[0], h264.points[-1]), items=())
+    corpus = open_clips("samples")
+    gallery = make_gallery(h264, corpus, [1], entry=None)
+    (shown,) = gallery.items
+    assert (shown.key, gallery.lossless) == (corpus.key(1), False)
+    original = corpus.read(1, size=(128, 128))
+    frames = original.frames.permute(0, 2, 3, 1).contiguous().numpy().astype(float)
+    errors = []
+    for media in (shown.original, *shown.again):
+        kind, content = media.clip.split(",", 1)
+        assert kind == "data:video/webm;base64"
+        with av.open(io.BytesIO(base64.b64decode(content))) as file:
+            assert float(file.streams.video[0].average_rate) == pytest.approx(original.frame_rate)
+            played = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+        assert played.shape == frames.shape
+        errors.append(((played - frames) ** 2).mean())
+    assert errors[0] < errors[2] < errors[1]
+    codec = VIDEO_CODECS["h264"]
+    coded, bits = codec.code(frames.astype(np.uint8), original.frame_rate, h264.points[0].rate["crf"])
+    psnr = np.mean(10 * np.log10(255**2 / ((coded - frames) ** 2).mean((1, 2, 3))))
+    assert shown.again[0].said == f"crf={h264.points[0].rate['crf']}, {bits / frames[..., 0].size:.4g} bit/px, PSNR {psnr:.1f} dB"
 
 
 @pytest.fixture(scope="module")
