@@ -179,7 +179,8 @@ def _table(name: str, board: Board, rankings: Sequence[Ranking], pages: Mapping[
     for column in board.columns:
         chosen = " chosen" if first is not None and column is first.column else ""
         way = "ascending" if column.better == "lower" else "descending"
-        heads.append(_head("score", column.key, "number", way, kind=f"score{chosen}", unit=column.unit, score=column.key))
+        small = ", ".join(filter(None, (column.unit, column.better and f"{column.better} is better")))
+        heads.append(_head("score", column.key, "number", way, kind=f"score{chosen}", small=small, score=column.key))
     heads += [
         _head("against", "Against the best at no more bits", "text", "ascending"),
         _head("family", "Family", "text", "ascending"),
@@ -198,9 +199,9 @@ def _table(name: str, board: Board, rankings: Sequence[Ranking], pages: Mapping[
 
 
 def _head(
-    key: str, title: str, sort: str, way: str, *, kind: str = "", unit: str = "", score: str = "", sorted_now: bool = False
+    key: str, title: str, sort: str, way: str, *, kind: str = "", small: str = "", score: str = "", sorted_now: bool = False
 ) -> str:
-    small = f" <small>{escape(unit)}</small>" if unit else ""
+    small = f" <small>{escape(small)}</small>" if small else ""
     extra = f' data-score="{escape(score)}"' if score else ""
     now = "ascending" if sorted_now else "none"
     names = f"{key} {kind}".strip()
