@@ -6,6 +6,7 @@ work on the machine disturbs both alike; codes must be equal and the sound close
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -114,7 +115,8 @@ def main(arguments: list[str] | None = None) -> None:
         c = compare(tok, seconds=options.seconds, calls=options.calls)
         encode = f"encode {c.library_encode:.2f} -> {c.zoo_encode:.2f} s (x{c.library_encode / c.zoo_encode:.2f})"
         decode = f"decode {c.library_decode:.2f} -> {c.zoo_decode:.2f} s (x{c.library_decode / c.zoo_decode:.2f})"
-        print(f"{name}: {encode}, {decode}, both x{c.factor:.2f}, equal codes {c.same_codes:.4f}, difference {c.difference:.1e}")
+        both = f"both x{c.factor:.2f}, equal codes {c.same_codes:.4f}, difference {c.difference:.1e}"
+        sys.stdout.write(f"{name}: {encode}, {decode}, {both}\n")
 
 
 if __name__ == "__main__":

@@ -7,23 +7,13 @@ import pytest
 import torch
 
 import zoo
+from tests.video.checks import close, first
 from zoo.layers.causal_conv import Memory
 from zoo.tokens import Tokens
 from zoo.video.cosmos import Cosmos, CosmosConfig, inverse_wavelets, wavelets
 
 CASES = ("cv_4x8x8", "dv_8x8x8")
 CLIPS = [(case, clip) for case in CASES for clip in ("image", "video")]
-
-
-def close(a, b, tolerance=1e-4):
-    assert a.shape == b.shape
-    scale = max(1.0, float(b.abs().max()))
-    assert float((a - b).abs().max()) <= tolerance * scale, f"largest difference {float((a - b).abs().max())} at scale {scale}"
-
-
-def first(x):
-    """Channels in front of frames."""
-    return x.permute(0, 4, 1, 2, 3)
 
 
 @pytest.fixture(scope="module")

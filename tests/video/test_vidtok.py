@@ -8,18 +8,13 @@ import torch
 from torch.nn import functional as F
 
 import zoo
+from tests.video.checks import close
 from zoo.layers.causal_conv import Memory
 from zoo.tokens import Tokens
 from zoo.video.vidtok import VidTok, VidTokConfig
 
 CASES = ("kl_causal_488_v1_0", "fsq_causal_488_v1_1", "fsq_causal_41616_v1_0")
 CLIPS = [(case, clip) for case in CASES for clip in ("image", "video")]
-
-
-def close(a, b, tolerance=1e-4):
-    assert a.shape == b.shape
-    scale = max(1.0, float(b.abs().max()))
-    assert float((a - b).abs().max()) <= tolerance * scale, f"largest difference {float((a - b).abs().max())} at scale {scale}"
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ the whole, after the stated lookahead.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, cast
@@ -285,7 +285,7 @@ class SnacEncoder(nn.Module):
         """The network in pieces."""
         first: list[Step] = [same_step(self.conv_in)]
         stages: list[tuple[int, list[Step]]] = []
-        for block in map(_encoder_block, self.blocks):
+        for block in cast(Iterable[_EncoderBlock], self.blocks):
             stages.append((block.down.in_channels, [*first, *block.steps()]))
             first = []
         attention = [] if self.attention is None else [self.attention.step()]
@@ -317,18 +317,10 @@ class SnacDecoder(nn.Module):
         if self.attention is not None:
             steps.append(self.attention.step())
         stages: list[tuple[int, list[Step]]] = []
-        for i, block in enumerate(map(_decoder_block, self.blocks)):
+        for i, block in enumerate(cast(Iterable[_DecoderBlock], self.blocks)):
             stages.append((block.up.out_channels, block.steps(None if noise is None else _of_block(noise, i))))
         stages[-1][1].extend([ActivationStep(self.snake), same_step(self.conv_out), ElementStep(torch.tanh)])
         return Chain([*steps, widening(stages)])
-
-
-def _encoder_block(module: nn.Module) -> _EncoderBlock:
-    return cast(_EncoderBlock, module)
-
-
-def _decoder_block(module: nn.Module) -> _DecoderBlock:
-    return cast(_DecoderBlock, module)
 
 
 def _of_block(noise: NoiseSource, block: int) -> Callable[[int, int], Tensor]:

@@ -5,7 +5,6 @@ pictures byte for byte (JPEG bytes also depend on the JPEG library). Composites 
 can be stopped at any time: packages, unpacked files and finished shards stay and are used by the next run.
 """
 
-import argparse
 import hashlib
 import io
 import logging
@@ -20,7 +19,9 @@ from PIL import Image
 
 from recipes.data.build import gcompris, manifest, pack_readme, packages, shardfile, stamps
 from recipes.data.build.manifest import Crop, Manifest, Source
-from recipes.data.build.state import finished, note_shard, progress_bar, read_state, write_state
+from recipes.data.build.pack import get_packages, noted, run_command, what_differs
+from recipes.data.build.packages import Package
+from recipes.data.build.state import finished, note_packages, note_shard, progress_bar, read_state
 
 __all__ = ["BuildReport", "Replayer", "background_pool", "build", "main", "package_path"]
 
@@ -77,14 +78,7 @@ class BuildReport:
             lines.append(
                 f"{kind:<12}{cell[0]:>14}{'':>12}{cell[1]:>12}" + ("" if cell == want else f"   expected {want}")
             )
-        if self.changed:
-            lines.append(f"{len(self.changed)} crops may look different (their source file is not the manifest's):")
-            lines += [f"  {key}" for key in self.changed]
-        if self.failed:
-            lines.append(f"{len(self.failed)} crops could not be made:")
-            lines += [f"  {key}: {reason}" for key, reason in sorted(self.failed.items())]
-        lines.append("complete: every crop of the manifest is there" if self.complete else "INCOMPLETE: see above")
-        return "\n".join(lines)
+        return "\n".join([*lines, *what_differs("crop", self.changed, self.failed, complete=self.complete)])
 
 
 # -------------------------------------------------------------------------------------------------------------- replay
@@ -228,17 +222,11 @@ def background_pool(selected: Manifest) -> dict[str, list[Crop]]:
     }
 
 
-def _get_packages(selected: Manifest, cache: Path, say: Callable[[str], None]) -> dict[str, packages.Unpacked]:
-    debs = packages.fetch(selected.packages, cache, say=say)
-    unpacked = {}
-    for package in selected.packages:
-        say(f"unpack {package.name}")
-        files = {
-            package_path(source.file).partition("@")[0] for source in selected.sources if source.package == package.name
-        }
-        deb, version = debs[package.name]
-        unpacked[package.name] = packages.unpack(package, deb, version, files, cache)
-    return unpacked
+def _wanted(selected: Manifest) -> dict[Package, set[str]]:
+    return {
+        package: {package_path(source.file).partition("@")[0] for source in selected.sources if source.package == package.name}
+        for package in selected.packages
+    }
 
 
 def _write_shards(out: Path, shards: Mapping[str, Sequence[Crop]], state: dict[str, Any], replayer: Replayer) -> None:
@@ -277,9 +265,7 @@ def _report(out: Path, selected: Manifest, state: dict[str, Any], reused: Sequen
         expected_counts=selected.counts(),
         kinds=kinds,
         expected_kinds=selected.kinds(),
-        failed={key: reason for noted in state["shards"].values() for key, reason in noted["failed"].items()},
-        changed=tuple(key for noted in state["shards"].values() for key in noted["changed"]),
-        versions={name: noted["version"] for name, noted in state["packages"].items()},
+        **noted(state),
     )
 
 
@@ -327,14 +313,8 @@ def build(
     state = read_state(out, settings, overwrite)
     done = finished(out, state)
     if set(selected.shards()) - set(done):
-        unpacked = _get_packages(selected, cache, _log.info if progress else _log.debug)
-        used = {name: {"version": item.version, "sha256": item.sha256} for name, item in unpacked.items()}
-        if state["packages"] not in ({}, used):
-            _log.warning("%s was begun with other package versions: all its shards are built again", out)
-            done, state["shards"] = [], {}
-        state |= {"packages": used, "pillow": PIL.__version__}
-        out.mkdir(parents=True, exist_ok=True)
-        write_state(out, state)
+        unpacked = get_packages(_wanted(selected), cache, _log.info if progress else _log.debug)
+        done = note_packages(out, state, done, unpacked, pillow=PIL.__version__)
         todo = {name: crops for name, crops in selected.shards().items() if name not in done}
         crops = [crop for shard in todo.values() for crop in shard]
         replayer = Replayer(unpacked, size=size, seed=seed, pool=background_pool(selected))
@@ -347,53 +327,19 @@ def build(
     return report
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `zoo data build images128`: 0 if every crop is there, 1 if some are missing, 2 if nothing could be built."""
-    parser = argparse.ArgumentParser(
-        prog="zoo data build images128",
+    return run_command(
+        build,
+        argv,
+        name="images128",
         description="Rebuild the picture pack images128 (5,892 small pictures, 10 labels) from packages of Debian 12.",
-        epilog="Packages are taken from the cache folder if their .deb files are there (no network then), else "
-        "downloaded with apt-get on Debian 12: 1.3 GB in all. A run that was stopped goes on where it was. "
-        "Exit status: 0 complete, 1 some crops could not be made, 2 nothing was built.",
+        noun="crop",
+        download="with apt-get on Debian 12: 1.3 GB in all",
+        release=manifest.RELEASE_WITHOUT,
+        single=True,
+        numbers={"size": (128, "side of the pictures in pixels"), "seed": (0, "for the composites")},
     )
-    parser.add_argument(
-        "out", nargs="?", default="images128", metavar="OUT", help="folder for the shards (default: %(default)s)"
-    )
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: %(default)s)")
-    parser.add_argument("--only", type=_names, metavar="PACKAGE,...", help="take these packages only")
-    parser.add_argument(
-        "--release", action="store_true", help="leave out what weights that are to be published must not be trained on"
-    )
-    parser.add_argument(
-        "--without", type=_names, default=[], metavar="PACKAGE,...", help="leave these packages (or single source_ids) out"
-    )
-    parser.add_argument("--cache", metavar="DIR", help=f"folder of .deb files (default: {packages.default_cache()})")
-    parser.add_argument("--seed", type=int, default=0, help="for the composites (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a build with other settings in OUT")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    arguments = parser.parse_args(argv)
-    if not arguments.quiet and not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        report = build(
-            arguments.out,
-            cache=arguments.cache,
-            only=arguments.only,
-            without=[*arguments.without, *(manifest.RELEASE_WITHOUT if arguments.release else ())],
-            size=arguments.size,
-            seed=arguments.seed,
-            overwrite=arguments.overwrite,
-            progress=not arguments.quiet,
-        )
-    except (ValueError, packages.PackageError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(report.text() + "\n")
-    return 0 if report.complete else 1
 
 
 if __name__ == "__main__":

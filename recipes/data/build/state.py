@@ -4,14 +4,15 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from recipes.data.build import shardfile
+from recipes.data.build.packages import Unpacked
 
-__all__ = ["finished", "note_shard", "progress_bar", "read_state", "write_state"]
+__all__ = ["finished", "note_packages", "note_shard", "progress_bar", "read_state", "write_state"]
 
 _log = logging.getLogger(__name__)
 _STATE = "build.json"
@@ -52,6 +53,24 @@ def read_state(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[str
 def write_state(out: Path, state: dict[str, Any]) -> None:
     """Write `build.json`, whole or not at all."""
     shardfile.write_atomic(out / _STATE, (json.dumps(state, indent=1, sort_keys=True) + "\n").encode("utf-8"))
+
+
+def note_packages(
+    out: Path, state: dict[str, Any], done: list[str], unpacked: Mapping[str, Unpacked], **more: str
+) -> list[str]:
+    """Note the packages that shards are made from, making `out` if needed, and `more` beside them.
+
+    Returns:
+        The shards of `done` that stay: none of them if an earlier run had other packages.
+    """
+    used = {name: {"version": item.version, "sha256": item.sha256} for name, item in unpacked.items()}
+    if state["packages"] not in ({}, used):
+        _log.warning("%s was begun with other package versions: all its shards are built again", out)
+        done, state["shards"] = [], {}
+    state |= {"packages": used, **more}
+    out.mkdir(parents=True, exist_ok=True)
+    write_state(out, state)
+    return done
 
 
 def note_shard(

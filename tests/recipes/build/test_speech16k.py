@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import zoo
 from recipes.data.build import speech, speech16k, speech_manifest
 from recipes.data.build.packages import Package
 from recipes.data.build.shardfile import read_shard
-from recipes.data.build.speech_manifest import SpeechManifest, Utterance, speech_sources
+from recipes.data.build.speech_manifest import RELEASE_WITHOUT, SpeechManifest, Utterance, speech_sources
+from tests.recipes.build.checks import check_goes_on
 
 av = pytest.importorskip("av", reason="G.722 is read with PyAV, of the extra video")
 soundfile = pytest.importorskip("soundfile", reason="sounds are read with soundfile, of the extra audio")
@@ -48,6 +50,15 @@ def test_shards_are_those_of_the_pack(pack):
     assert sizes == {"train-00000.tar": 620, "train-00001.tar": 474, "val-00000.tar": 86, "test-00000.tar": 96}
     firsts = [own[0].id for own in pack.shards().values()]
     assert firsts == ["5be6de909072", "068a92404042", "d7a3ca90d35c", "efc9ab9767ab"]
+
+
+def test_what_published_weights_are_trained_on_is_what_the_entry_says(pack):
+    part = pack.select(without=RELEASE_WITHOUT)
+    assert {package.license for package in pack.packages} - {package.license for package in part.packages} == {"GPL-2.0-only"}
+    train = part.splits["train"]
+    minutes, languages = sum(own.duration for own in train) / 60, {own.language for own in train}
+    assert (len(train), round(minutes), len(languages)) == (760, 35, 9)
+    assert "760 utterances of 35 minutes in nine languages" in zoo.info("audio_rvq_nano").trained_on
 
 
 def test_ids_follow_their_rule_and_no_sentence_crosses_the_split(pack):
@@ -237,24 +248,7 @@ def test_every_utterance_is_made_in_order(tiny, tmp_path, no_apt):
 
 
 def test_a_stopped_build_goes_on_and_a_whole_one_is_left_alone(tiny, tmp_path, no_apt, monkeypatch):
-    out, write = tmp_path / "out", speech16k.shardfile.write_shard
-
-    def dies(path, samples, **settings):
-        if path.name.startswith("val"):
-            raise KeyboardInterrupt
-        write(path, samples, **settings)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(speech16k.shardfile, "write_shard", dies)
-        with pytest.raises(KeyboardInterrupt):
-            build(tiny, out)
-    before = (out / "train-00000.tar").read_bytes()
-    report = build(tiny, out)
-    assert report.reused == ("train-00000.tar",)
-    assert report.complete
-    assert (out / "train-00000.tar").read_bytes() == before
-    again = speech16k.build(out, cache=tmp_path / "empty", contents=tiny[0], progress=False)  # needs no package
-    assert sorted(again.reused) == ["test-00000.tar", "train-00000.tar", "val-00000.tar"]
+    check_goes_on(speech16k.build, *tiny, tmp_path, monkeypatch)
 
 
 def test_what_is_missing_or_another_recording_is_reported(tiny, tmp_path, no_apt):

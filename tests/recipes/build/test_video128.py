@@ -16,6 +16,7 @@ from recipes.data.build import packages, video, video128, video_manifest, wheels
 from recipes.data.build.packages import Package, PackageError
 from recipes.data.build.shardfile import read_shard
 from recipes.data.build.video_manifest import RELEASE_WITHOUT, ClipManifest, ClipSource, ClipWindow
+from tests.recipes.build.checks import check_goes_on
 
 av = pytest.importorskip("av", reason="videos are read with PyAV, of the extra video")
 
@@ -239,24 +240,7 @@ def test_every_clip_is_its_window_of_its_video(tiny, tmp_path, no_apt):
 
 
 def test_a_stopped_build_goes_on_and_a_whole_one_is_left_alone(tiny, tmp_path, no_apt, monkeypatch):
-    out, write = tmp_path / "out", video128.shardfile.write_shard
-
-    def dies(path, samples, **settings):
-        if path.name.startswith("val"):
-            raise KeyboardInterrupt
-        write(path, samples, **settings)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(video128.shardfile, "write_shard", dies)
-        with pytest.raises(KeyboardInterrupt):
-            build(tiny, out)
-    before = (out / "train-00000.tar").read_bytes()
-    report = build(tiny, out)
-    assert report.reused == ("train-00000.tar",)
-    assert report.complete
-    assert (out / "train-00000.tar").read_bytes() == before
-    again = video128.build(out, cache=tmp_path / "empty", contents=tiny[0], progress=False)  # needs no package
-    assert sorted(again.reused) == ["train-00000.tar", "val-00000.tar"]
+    check_goes_on(video128.build, *tiny, tmp_path, monkeypatch)
 
 
 def test_what_is_missing_or_another_video_is_reported(tiny, tmp_path, no_apt):
