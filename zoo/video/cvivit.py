@@ -8,11 +8,11 @@ clip of 1 + k * temporal_patch frames has 1 + k steps, a picture one. Any length
 values of earlier steps and two steps of every position convolution. With `time_window` they are those of so many steps, and memory
 is constant; without, attention reaches back to the start, and the cache grows with the length.
 
-Differences: our form is causal exactly. The public code lays the axes of the convolution over time wrongly, and the public weights
-attend to later frames as well. It also normalises the pixels of each patch before the linear map, which takes brightness and
-contrast out of the codes: a nano model learned to 12 dB with it, and to 16 dB in the same steps without. All three are `quirk_`
-flags, off unless public weights need them. The shift of the norms before attention, a constant zero there, is learned here. In
-training, codes that fall out of use are put at vectors of the batch.
+Differences: our form is causal exactly. The public code lays the axes of the convolution over time wrongly, and the public
+weights attend to later frames as well. It also normalises the pixels of each patch before the linear map, which takes
+brightness and contrast out of the codes. All three are `quirk_` flags, off unless public weights need them. The shift of the
+norms before attention, a constant zero there, is learned here. In training, codes that fall out of use are put at vectors of
+the batch.
 """
 
 import math
@@ -36,7 +36,7 @@ __all__ = ["CViViT", "CViViTConfig", "CViViTStream"]
 
 _ATTENTION_SCALE = 8.0  # of the cosine between query and key
 _PAST = 2  # steps that the position convolution looks back
-_DECAY = 0.95  # of the codebook's running averages: vectors leave the codes of the first step within some ten steps
+_DECAY = 0.95  # of the codebook's running averages: short runs, in which codes must follow the vectors
 _PIXEL_START = 0.004  # largest weight of the untrained layers that make pixels
 _REVIVE_BELOW = 0.1  # vectors a step, by running average; a code with fewer starts anew
 
@@ -269,8 +269,7 @@ def _patch_layer(features: int, config: CViViTConfig) -> nn.Sequential:
 def _pixel_layer(width: int, features: int) -> nn.Linear:
     """Vectors to pixels in 0..1, of which the untrained layer makes nearly grey.
 
-    At the usual start the pixels of a patch are noise, twice as strong as pictures are: to unlearn it took a patch autoencoder
-    longer than all else (16.6 dB instead of 21.4 dB after 120 steps).
+    At the usual start the pixels of a patch are noise, which training has to unlearn first.
     """
     layer = nn.Linear(width, features)
     nn.init.uniform_(layer.weight, -_PIXEL_START, _PIXEL_START)
