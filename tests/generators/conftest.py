@@ -105,6 +105,8 @@ SMALL: dict[str, Small] = {
     "elm_grid": Small("elm", grid, _TRANSFORMER),
     "elm_line": Small("elm", line, _TRANSFORMER),
     "elm_masked": Small("elm", grid, {**_TRANSFORMER, "order": "masked", "label_smoothing": 0.0}, {"steps": 3}, 240),
+    "flexar_line": Small("flexar", line, _TRANSFORMER),
+    "flexar_grid": Small("flexar", grid, {**_TRANSFORMER, "norm": "layer", "qk_norm": "rms", "score_norm": True, "bias": True}),
     "flowar": Small("flowar", image_latents, {**_STACKS, **_FLOW}, {"steps": 3}),
     "flowar_cross": Small("flowar", image_latents, {**_STACKS, **_FLOW, "cross": True}, {"steps": 3}),
     "resgen": Small("resgen", residual, _RESGEN, {"steps": 3}),

@@ -5,6 +5,7 @@ import torch
 
 import zoo
 import zoo.generators as generators
+from zoo.generators.text import TextCondition
 from zoo.tokens import Tokens
 
 GRID = (2, 4, 4)
@@ -30,12 +31,12 @@ def tok(parity):
 
 
 def test_bias_and_logits(gen, case):
-    io, ids, text = case.io, case.io["ids"].flatten(1), case.io["text_embeds"]
+    io, ids, text = case.io, case.io["ids"].flatten(1), TextCondition(case.io["text_embeds"])
     assert torch.equal(gen.context(text)[1], io["text_mask"])
     close(gen.network.bias(GRID), io["rel_pos_bias"], 1e-6)
     context = gen.context(text)
     close(gen.network(ids, GRID, *context), io["embeds"])
-    conditional, null = gen.logits(ids, GRID, text), gen.logits(ids, GRID, torch.zeros_like(text))
+    conditional, null = gen.logits(ids, GRID, text), gen.logits(ids, GRID, gen.no_text(len(text)))
     close(conditional, io["logits"])
     close(null, io["logits_null"])
     close(null + 3 * (conditional - null), io["logits_cfg3"], 3e-4)
@@ -54,9 +55,9 @@ def run(gen, case, scene, held, grid, text):
 
 def test_two_scenes_step_by_step(gen, case, tok):
     """The first scene from nothing; the second from the last five frames, encoded again and held fixed."""
-    io, text = case.io, case.io["text_embeds"]
+    io, text = case.io, TextCondition(case.io["text_embeds"])
     nothing = torch.zeros(1, 0, dtype=torch.int64)
-    seen, drawn = run(gen, case, "scene1", nothing, GRID, text[:1])
+    seen, drawn = run(gen, case, "scene1", nothing, GRID, TextCondition(text.embeddings[:1]))
     assert torch.equal(seen, io["scene1/step_inputs"])
 
     def decode(ids, grid):
@@ -65,6 +66,6 @@ def test_two_scenes_step_by_step(gen, case, tok):
 
     close(decode(drawn, GRID), io["scene1/video"], 1e-3)
     held = tok.quantizer.encode(tok.encode_vectors(io["scene2/prime_frames"] * 2 - 1)).flatten(1).long()
-    seen, drawn = run(gen, case, "scene2", held, (3, 4, 4), text[:1])
+    seen, drawn = run(gen, case, "scene2", held, (3, 4, 4), TextCondition(text.embeddings[:1]))
     assert torch.equal(seen, io["scene2/step_inputs"])
     close(decode(torch.cat([held, drawn], 1), (3, 4, 4))[:, :, 5:], io["scene2/video"], 1e-3)

@@ -1,4 +1,4 @@
-"""A class-conditional autoregressive transformer over any tokens: ordered 1D, grids in raster order, frames x levels.
+"""An autoregressive transformer over any tokens, from a class or text: ordered 1D, grids in raster order, frames x levels.
 
 Our own composition of known parts: the Llama block (arXiv 2302.13971), a learned start to which the class is added and any prefix
 as a sample (FlexTok, arXiv 2502.13967), rotary positions of the place that is predicted, and the delay pattern for residual
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from zoo.generators.registry import GeneratorEntry
 from zoo.generators.sequence import SequenceConfig, SequenceGenerator
+from zoo.generators.text import TextCondition
 from zoo.layers.transformer import grid_coordinates
 
 __all__ = ["Autoregressive", "AutoregressiveConfig"]
@@ -71,7 +72,7 @@ class AutoregressiveConfig(SequenceConfig):
 
 
 class Autoregressive(SequenceGenerator):
-    """Codes `(b, *positions, d)` from a class."""
+    """Codes `(b, *positions, d)` from a class or text."""
 
     family = "autoregressive"
     Config = AutoregressiveConfig
@@ -171,7 +172,7 @@ class Autoregressive(SequenceGenerator):
         start, size = self.outputs[level], self.columns[level]
         return [F.linear(hidden, self.head.weight[start : start + size])]
 
-    def code_losses(self, steps: Tensor, labels: Tensor) -> Tensor:
+    def code_losses(self, steps: Tensor, labels: Tensor | TextCondition) -> Tensor:
         if self.config.pattern != "flat":
             return super().code_losses(steps, labels)
         depth, hidden = self.levels, self.hidden(steps[:, :-1], labels)
@@ -184,10 +185,10 @@ class Autoregressive(SequenceGenerator):
 
     # -- mixture of tasks ----------------------------------------------------------------------------------------------------------
 
-    def _loss(self, data: Tensor, labels: Tensor, mask: Tensor | None, draws: torch.Generator) -> Tensor:
+    def _loss(self, data: Tensor, labels: Tensor | TextCondition, mask: Tensor | None, draws: torch.Generator) -> Tensor:
         return self._digit_loss(data, labels, mask, draws) * len(self.config.factors or (1,))
 
-    def _digit_loss(self, data: Tensor, labels: Tensor, mask: Tensor | None, draws: torch.Generator) -> Tensor:
+    def _digit_loss(self, data: Tensor, labels: Tensor | TextCondition, mask: Tensor | None, draws: torch.Generator) -> Tensor:
         """Nats of each code, or of each digit where codes are written in digits."""
         if not (self.config.mixed and self.training):
             return super()._loss(data, labels, mask, draws)
@@ -206,7 +207,7 @@ class Autoregressive(SequenceGenerator):
             hidden = torch.arange(t, device=steps.device) >= (chance[:, :1] * length).floor()
         return self.task_losses(task, steps, hidden, labels)[hidden & real].mean()
 
-    def task_losses(self, task: Task, steps: Tensor, hidden: Tensor, labels: Tensor) -> Tensor:
+    def task_losses(self, task: Task, steps: Tensor, hidden: Tensor, labels: Tensor | TextCondition) -> Tensor:
         """Nats of each code of `steps (b, T, m)` where a task hides the steps `hidden (b, T)`; they count where it hides.
 
         Args:
@@ -222,7 +223,7 @@ class Autoregressive(SequenceGenerator):
             raise ValueError(f"{self.info.name}.task_losses: task={task!r}. Allowed by the configuration's mixture: {known}.")
         shown = torch.where(hidden[:, :-1, None], self.hidden_step, self.embed(steps[:, :-1], 0))
         x = self.dropout(torch.cat([self._begin(labels)[:, None], shown], 1))
-        features = self.trunk(x, self.table[: x.shape[1]], causal=task == "all")
+        features = self.trunk(x, self.table[: x.shape[1]], causal=task == "all", context=self.context(labels))
         parts = []
         for j, scores in enumerate(self.task_heads[task](features).split(list(self.columns), -1)):
             target = steps[..., j].clamp(0, scores.shape[-1] - 1)

@@ -7,7 +7,7 @@ channels of latents), positions, extent. `binding(tokens)` reads that off any to
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -16,10 +16,14 @@ from torch import Tensor, nn
 
 from zoo.config import Config
 from zoo.generators.registry import GeneratorEntry
+from zoo.generators.text import TextCondition
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Segment, Tokens, TokenSpec
 
-__all__ = ["Generator", "GeneratorConfig", "binding"]
+__all__ = ["Condition", "Generator", "GeneratorConfig", "binding"]
+
+Condition = Tensor | Sequence[int] | int | Sequence[str] | str | TextCondition | None
+"""What `loss` and `sample` may be given as the condition; a generator takes classes, or text, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +136,7 @@ class Generator(nn.Module):
     family: ClassVar[str]
     Config: ClassVar[type[GeneratorConfig]]
     facts: ClassVar[dict[str, str]] = {}
+    config_file: ClassVar[str] = "config.json"  # of the public release
     families: ClassVar[dict[str, type["Generator"]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -208,20 +213,19 @@ class Generator(nn.Module):
 
     # -- the two verbs -----------------------------------------------------------------------------------------------------------
 
-    def loss(
-        self, tokens: Tokens, condition: Tensor | Sequence[int] | int | None = None, *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def loss(self, tokens: Tokens, condition: Condition = None, *, generator: torch.Generator | None = None) -> Tensor:
         """Give the training loss, a scalar: nats for each code, or the flow's squared error.
 
         Args:
             tokens: of the tokenizer this generator is for, of its positions.
-            condition: one class for all, one for each item `(b,)`, or None for no condition. In training mode the share
-                `label_dropout` of it is left out.
+            condition: one class for all, one for each item `(b,)`, or None for no condition; text or its embeddings where the
+                configuration has `text_width` (`TextConditioned`). In training mode the share `label_dropout` of it is left out.
             generator: source of the draws (noise, masks, left-out labels). In evaluation mode None draws from seed 0, so that
                 the figure is reproducible; in training mode it must be given, or every step would see the same draws.
 
         Raises:
-            ValueError: tokens of another kind, codes outside the vocabulary, classes outside theirs, or no `generator` in training.
+            ValueError: tokens of another kind, codes outside the vocabulary, classes outside theirs, text for a generator of
+                classes or the reverse, or no `generator` in training.
         """
         name = f"{self.info.name}.loss"
         self._check_tokens(tokens, name)
@@ -240,7 +244,7 @@ class Generator(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        condition: Tensor | Sequence[int] | int | None = None,
+        condition: Condition = None,
         *,
         n: int | None = None,
         seed: int | Sequence[int] = 0,
@@ -250,7 +254,8 @@ class Generator(nn.Module):
         """Draw tokens that the tokenizer decodes.
 
         Args:
-            condition: one class for all, one for each item, or None for no condition.
+            condition: one class for all, one for each item, or None for no condition; text or its embeddings where the
+                configuration has `text_width` (`TextConditioned`).
             n: number of items; None takes the length of `condition`, or 1.
             seed: an int gives item i a stream of its own; a list gives each item the stream that a call for it alone has.
                 An item does not depend on its neighbours, up to rounding.
@@ -267,7 +272,8 @@ class Generator(nn.Module):
         if self.training:
             raise ValueError(f"{name}: the module is in training mode, where dropout is active. Call eval() first.")
         if n is None:
-            n = len(condition) if isinstance(condition, Sequence) or (torch.is_tensor(condition) and condition.ndim) else 1
+            one = isinstance(condition, str) or (torch.is_tensor(condition) and not condition.ndim)
+            n = len(condition) if isinstance(condition, Sized) and not one else 1
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise ValueError(f"{name}: n={n!r}. Allowed: an int of at least 1.")
         if not isinstance(guidance, int | float) or not math.isfinite(guidance) or guidance < 0:

@@ -18,6 +18,7 @@ from zoo.checkpoint import Folder, load_strict, read_folder, read_tensors, write
 from zoo.config import fits
 from zoo.generators.base import Generator, binding
 from zoo.generators.registry import FAMILIES, GeneratorEntry, find, info
+from zoo.hub import choose_weights
 from zoo.loading import SkipInit, embedded_folder, stored_shapes
 from zoo.registry import find as tokenizers
 from zoo.tokenizer import Tokenizer
@@ -153,10 +154,16 @@ def load(
             raise ValueError(f"zoo.generators.load: revision={revision!r}, but {text} is a folder. Leave it out.")
         generator = _load_folder(Path(source).expanduser(), family, Path(source).expanduser().resolve().name)
     elif "/" in text:
-        from zoo.hub import check_repo_id, fetch_folder
+        from zoo.hub import check_repo_id, fetch, fetch_folder
 
         check_repo_id(text)
-        generator = _load_folder(fetch_folder(text, revision=revision or "main"), family, text.rpartition("/")[2])
+        name, at = family_class(family).config_file if family is not None else "config.json", revision or "main"
+        if name == "config.json":
+            folder = fetch_folder(text, revision=at)
+        else:
+            folder = fetch(text, name, revision=at).parent
+            fetch_folder(text, revision=folder.name, config=False)
+        generator = _load_folder(folder, family, text.rpartition("/")[2])
     else:
         entry = info(text)
         if family not in (None, entry.family):
@@ -201,14 +208,19 @@ def _load_entry(entry: GeneratorEntry, revision: str | None) -> Generator:
             "random ones."
         )
     cls = family_class(entry.family)
+    config, at = cls.Config.from_dict(entry_config(entry)), revision or weights.revision
     if weights.repo is None:
         path = embedded_folder() / weights.file
     else:
         from zoo.hub import fetch
 
-        at = revision or weights.revision
         path = fetch(weights.repo, weights.file, revision=at, sha256=weights.sha256, size=weights.size)
-    config = cls.Config.from_dict(entry_config(entry))
+    if weights.repo is not None and weights.config_file is not None:
+        file = fetch(weights.repo, weights.config_file, revision=at)
+        found = _public_config(cls, _yaml(file), path)
+        if found != config:
+            _report_difference(entry, config, found)
+            config, entry = found, replace(entry, config=found.to_dict(), parameters=None)
     tensors = read_tensors(path, sha256=weights.sha256, allow_pickle=weights.pickle, key=weights.key)
     return _fill(cls, config, entry, tensors, public=weights.layout == "public")
 
@@ -216,7 +228,7 @@ def _load_entry(entry: GeneratorEntry, revision: str | None) -> Generator:
 def _load_folder(path: Path, family: str | None, name: str) -> Generator:
     if not path.is_dir():
         raise ValueError(f"zoo.generators.load: no folder {path}. Give a folder with config.json and weights, or a catalog name.")
-    folder: Folder = read_folder(path)
+    folder = _read_folder(path, family)
     values = folder.config
     ours = values.get("format") == FORMAT
     if not ours and family is None:
@@ -229,15 +241,49 @@ def _load_folder(path: Path, family: str | None, name: str) -> Generator:
     cls = family_class(values.get("family", "") if ours else family)  # type: ignore[arg-type]
     if ours and not isinstance(values.get("config"), dict):
         raise ValueError(f"zoo.generators.load: config.json of {path} has no object 'config'.")
-    try:
-        config = cls.Config.from_dict(values["config"]) if ours else cls.from_public(values, stored_shapes(folder.tensors_path))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"zoo.generators.load: config.json of {path} is not of the family {cls.family} ({error}).") from error
+    config = cls.Config.from_dict(values["config"]) if ours else _public_config(cls, values, folder.tensors_path)
     origin = _provenance(values.get("entry", {}), path) if ours else cls.facts
     identifier = re.sub(r"[^a-z0-9]+", "_", str(values.get("name", name) if ours else name).lower()).strip("_")
     identifier = identifier if identifier[:1].isalpha() else f"{cls.family}_{identifier}".rstrip("_")
     entry = GeneratorEntry(**{"summary": "", **origin}, name=identifier, family=cls.family, config=config.to_dict())
     return _fill(cls, config, entry, read_tensors(folder.tensors_path, sha256=folder.sha256), public=not ours)
+
+
+def _read_folder(path: Path, family: str | None) -> Folder:
+    """Read our own folder or a public one, whose configuration may have another name than config.json."""
+    name = "config.json" if family is None else family_class(family).config_file
+    if name == "config.json" or (path / "config.json").is_file():
+        return read_folder(path)
+    if not (path / name).is_file():
+        raise ValueError(f"zoo.generators.load: neither {name} nor config.json in {path}. Give a folder with one, and weights.")
+    weights = choose_weights([file.name for file in path.iterdir()], where=f"folder {path}")
+    return Folder(config=_yaml(path / name), tensors_path=path / weights, metadata={})
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"zoo.generators.load: {path} is not YAML: {error}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"zoo.generators.load: {path} holds a {type(values).__name__}. Needed: a mapping.")
+    return values
+
+
+def _public_config(cls: type[Generator], values: dict[str, Any], tensors: Path) -> Any:
+    try:
+        return cls.from_public(values, stored_shapes(tensors))
+    except (KeyError, TypeError) as error:
+        where = f"{cls.config_file} beside {tensors}"
+        raise ValueError(f"zoo.generators.load: {where} is not of the family {cls.family} ({error}).") from error
+
+
+def _report_difference(entry: GeneratorEntry, expected: Any, found: Any) -> None:
+    a, b = expected.to_dict(), found.to_dict()
+    different = [f"{key}: {b[key]} (catalog: {a[key]})" for key in a if a[key] != b[key]]
+    logger.warning("%s: the repository's configuration differs from the catalog and wins: %s", entry.name, "; ".join(different))
 
 
 def _provenance(values: Any, path: Path) -> dict[str, Any]:

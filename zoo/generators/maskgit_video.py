@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.generators.base import Generator, GeneratorConfig
 from zoo.generators.drawing import check_draw_options, uniforms
 from zoo.generators.registry import GeneratorEntry
+from zoo.generators.text import TextCondition
+from zoo.generators.text_conditioned import TextConditioned, TextConfig
 from zoo.layers.geglu import GEGLU
 from zoo.layers.transformer import grid_coordinates
 from zoo.tokenizer import Tokenizer
@@ -39,11 +40,10 @@ _NULL_KEYS = 2  # learned keys of the attention to text, all there is without a 
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskGITVideoConfig(GeneratorConfig):
+class MaskGITVideoConfig(TextConfig):
     """Sizes of the network.
 
     Attributes:
-        text_width: channels of text embeddings as the condition; None for classes. With it `classes` is 0.
         width, depth_blocks, heads, head: of the transformer; `head` is the size of one attention head.
         mlp_ratio: the gated hidden layer has 2/3 of it times the width.
         bias_width: of the network that turns distances into attention biases.
@@ -57,7 +57,6 @@ class MaskGITVideoConfig(GeneratorConfig):
     modality: str = "video"
     classes: int = 0
     label_dropout: float = 0.25
-    text_width: int | None = None
     width: int = 512
     depth_blocks: int = 6
     heads: int = 8
@@ -77,8 +76,6 @@ class MaskGITVideoConfig(GeneratorConfig):
         for name in ("width", "depth_blocks", "heads", "head", "bias_width", "stages"):
             self.require(getattr(self, name) >= 1, name, "at least 1")
         self.require(int(self.mlp_ratio * self.width * 2 / 3) >= 1, "mlp_ratio", "large enough for a hidden layer")
-        self.require(self.text_width is None or self.text_width >= 1, "text_width", "at least 1, or None")
-        self.require(self.text_width is None or not self.classes, "classes", "0 with text_width")
         self.require(self.places is None or self.places >= self.count, "places", f"at least {self.count}, or None")
         self.require(0 < self.embedding_gradient <= 1, "embedding_gradient", "above 0, up to 1")
         self.require(self.critic in get_args(Critic), "critic", ", ".join(get_args(Critic)))
@@ -202,7 +199,7 @@ class _Network(nn.Module):
 # -- generator ---------------------------------------------------------------------------------------------------------------------
 
 
-class MaskGITVideo(Generator):
+class MaskGITVideo(TextConditioned):
     """Codes `(b, t, h, w, 1)` of clips, from text, from a class, or from nothing."""
 
     family = "cvivit"
@@ -220,42 +217,11 @@ class MaskGITVideo(Generator):
 
     # -- condition -----------------------------------------------------------------------------------------------------------------
 
-    @property
-    def _conditional(self) -> bool:
-        return bool(self.config.classes) or self.config.text_width is not None
-
-    def _labels(self, condition: Any, n: int, name: str) -> Tensor:
-        """Classes as everywhere; text `(n, m, c)`, or `(1, m, c)` for all: a row of zeros is padding, all zeros no condition."""
-        channels = self.config.text_width
-        if channels is None:
-            return super()._labels(condition, n, name)
-        if condition is None:
-            return torch.zeros(n, 1, channels)
-        if not torch.is_tensor(condition) or not condition.is_floating_point():
-            found = f"{condition.dtype} tensor" if torch.is_tensor(condition) else type(condition).__name__
-            raise ValueError(f"{name}: condition is a {found}. Needed: floating-point text embeddings of {channels} channels.")
-        fits = condition.ndim == 3 and condition.shape[0] in (1, n) and condition.shape[1] >= 1 and condition.shape[2] == channels
-        if not fits:
-            raise ValueError(f"{name}: condition has shape {tuple(condition.shape)}. Needed: ({n} or 1, words, {channels}).")
-        if not bool(condition.isfinite().all()):
-            raise ValueError(f"{name}: condition holds numbers that are not finite. Needed: finite text embeddings.")
-        return condition.expand(n, -1, -1)
-
-    def _left_out(self, labels: Tensor, dropped: Tensor) -> Tensor:
-        if self.config.text_width is None:
-            return super()._left_out(labels, dropped)
-        return labels.masked_fill(dropped[:, None, None], 0)
-
-    def guided_labels(self, labels: Tensor, guidance: float) -> Tensor:
-        if self.config.text_width is None or guidance == 1:
-            return super().guided_labels(labels, guidance)
-        return torch.cat([labels, torch.zeros_like(labels)])
-
-    def context(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def context(self, labels: Tensor | TextCondition) -> tuple[Tensor, Tensor]:
         """Give the context `(b, m, c)` of classes or text, and which of its rows are known, `(b, m)`."""
         like = self.head.weight
-        if self.config.text_width is not None:
-            return labels.to(like), (labels != 0).any(-1)
+        if isinstance(labels, TextCondition):
+            return labels.embeddings.to(like), labels.known
         if self.class_embedding is None:
             return like.new_zeros(len(labels), 1, self.config.width), labels.new_zeros(len(labels), 1, dtype=torch.bool)
         known = labels != self.null
@@ -263,11 +229,11 @@ class MaskGITVideo(Generator):
 
     # -- network -------------------------------------------------------------------------------------------------------------------
 
-    def logits(self, ids: Tensor, grid: Sequence[int], labels: Tensor, real: Tensor | None = None) -> Tensor:
+    def logits(self, ids: Tensor, grid: Sequence[int], labels: Tensor | TextCondition, real: Tensor | None = None) -> Tensor:
         """Give the scores `(b, n, k)` of ids `(b, n)`, the codebook size standing for the mask; arguments as of the network."""
         return self.head(self.network(ids, grid, *self.context(labels), real))
 
-    def doubts(self, ids: Tensor, grid: Sequence[int], labels: Tensor) -> Tensor:
+    def doubts(self, ids: Tensor, grid: Sequence[int], labels: Tensor | TextCondition) -> Tensor:
         """Give the critic's scores `(b, n)`, high where a code seems to be replaced.
 
         Raises:
@@ -296,7 +262,7 @@ class MaskGITVideo(Generator):
 
     # -- training ------------------------------------------------------------------------------------------------------------------
 
-    def _loss(self, data: Tensor, labels: Tensor, mask: Tensor | None, draws: torch.Generator) -> Tensor:
+    def _loss(self, data: Tensor, labels: Tensor | TextCondition, mask: Tensor | None, draws: torch.Generator) -> Tensor:
         ids, grid, stages = data.flatten(1), data.shape[1:-1], self.config.stages
         b, n = ids.shape
         stage = torch.randint(stages, (b,), generator=draws, device=draws.device)
@@ -315,7 +281,7 @@ class MaskGITVideo(Generator):
 
     def _sample(
         self,
-        labels: Tensor,
+        labels: Tensor | TextCondition,
         seeds: list[int],
         guidance: float,
         *,
@@ -367,7 +333,7 @@ class MaskGITVideo(Generator):
         self,
         held: Tensor,
         grid: Sequence[int],
-        labels: Tensor,
+        labels: Tensor | TextCondition,
         guidance: float,
         *,
         steps: int,

@@ -17,7 +17,7 @@ from zoo.registry import UnknownNameError, Weights
 
 __all__ = ["FAMILIES", "GeneratorEntry", "find", "info", "list_models"]
 
-FAMILIES: tuple[str, ...] = ("autoregressive", "cvivit", "elm", "flowar", "resgen", "token_shuffle", "tokenbridge", "xar")
+FAMILIES: tuple[str, ...] = ("autoregressive", "cvivit", "elm", "flexar", "flowar", "resgen", "token_shuffle", "tokenbridge", "xar")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,7 @@ class _Fuse(nn.Module):
 
 
 class TokenShuffle(SequenceGenerator):
-    """Codes `(b, h, w, d)` from a class, a window at a time."""
+    """Codes `(b, h, w, d)` from a class or text, a window at a time."""
 
     family = "token_shuffle"
     Config = TokenShuffleConfig

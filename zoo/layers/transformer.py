@@ -1,16 +1,29 @@
-"""Parts of decoder-only transformers: rotary positions for any grid, a key-value cache, the gated block, masks by group.
+"""Parts of decoder-only transformers: rotary positions for any grid, a key-value cache, the gated block, attention to a context,
+masks by group.
 
 Papers: RoFormer (arXiv 2104.09864), LLaMA (arXiv 2302.13971), GLU variants (arXiv 2002.05202). Rotated pairs are neighbours
 (0, 1), (2, 3), ...; checked against tests/parity/elm, xar and flowar.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["CausalTransformer", "KVCache", "LlamaBlock", "grid_coordinates", "group_mask", "rope_table", "rotate"]
+__all__ = [
+    "CausalTransformer",
+    "ContextKeys",
+    "CrossAttention",
+    "GatedFeedForward",
+    "KVCache",
+    "LlamaBlock",
+    "grid_coordinates",
+    "group_mask",
+    "rope_table",
+    "rotate",
+]
 
 
 def grid_coordinates(positions: Sequence[int]) -> Tensor:
@@ -103,32 +116,103 @@ class _Attention(nn.Module):
         return self.wo(mixed.transpose(1, 2).flatten(2))
 
 
-class _FeedForward(nn.Module):
+class GatedFeedForward(nn.Module):
     """w2(silu(w1 x) * w3 x)."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.w1 = nn.Linear(width, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, width, bias=False)
-        self.w3 = nn.Linear(width, hidden, bias=False)
+        self.w1 = nn.Linear(width, hidden, bias=bias)
+        self.w2 = nn.Linear(hidden, width, bias=bias)
+        self.w3 = nn.Linear(width, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
-class LlamaBlock(nn.Module):
-    """x += attention(norm x); x += feed_forward(norm x); RMS norms, no biases, rotary positions."""
+@dataclass(frozen=True)
+class ContextKeys:
+    """A context as the blocks of a transformer see it, made once for many calls.
 
-    def __init__(self, width: int, heads: int, hidden: int, *, eps: float, dropout: float) -> None:
+    Attributes:
+        blocks: for each block the keys and values `(b, heads, m, head)`.
+        known: `(b, m)` bool, rows that are not padding; at least one for each item.
+    """
+
+    blocks: tuple[tuple[Tensor, Tensor], ...]
+    known: Tensor
+
+
+class CrossAttention(nn.Module):
+    """Attention from vectors to a context; a context without padding may leave the mask away.
+
+    Args:
+        width: of the vectors, a multiple of `heads`.
+        context: channels of the context.
+        heads: of the attention.
+        bias: on query, key and value.
+        out_bias: on the output.
+        head_norm: makes the norm of queries and of keys from the size of a head; None for no norm.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        context: int,
+        heads: int,
+        *,
+        bias: bool = False,
+        out_bias: bool = False,
+        head_norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.wq = nn.Linear(width, width, bias=bias)
+        self.wk = nn.Linear(context, width, bias=bias)
+        self.wv = nn.Linear(context, width, bias=bias)
+        self.wo = nn.Linear(width, width, bias=out_bias)
+        self.q_norm = nn.Identity() if head_norm is None else head_norm(width // heads)
+        self.k_norm = nn.Identity() if head_norm is None else head_norm(width // heads)
+
+    def read(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the keys and values `(b, heads, m, head)` of a context `(b, m, c)`."""
+        keys = self.wk(context).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self.k_norm(keys), self.wv(context).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, known: Tensor | None = None) -> Tensor:
+        """Attend from `x (b, n, width)` to what `read` gave, where `known (b, m)` marks the rows that are not padding."""
+        q = self.q_norm(self.wq(x).unflatten(-1, (self.heads, -1)).transpose(1, 2))
+        mask = None if known is None else known[:, None, None]
+        return self.wo(F.scaled_dot_product_attention(q, keys, values, attn_mask=mask).transpose(1, 2).flatten(2))
+
+
+class LlamaBlock(nn.Module):
+    """x += attention(norm x); x += cross(norm x) where there is a context; x += feed_forward(norm x).
+
+    RMS norms, no biases, rotary positions.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, *, eps: float, dropout: float, context: int | None = None) -> None:
         super().__init__()
         self.attention = _Attention(width, heads)
-        self.feed_forward = _FeedForward(width, hidden)
+        self.feed_forward = GatedFeedForward(width, hidden)
         self.attention_norm = nn.RMSNorm(width, eps=eps)
         self.ffn_norm = nn.RMSNorm(width, eps=eps)
+        self.cross = None if context is None else CrossAttention(width, context, heads)
+        self.cross_norm = None if context is None else nn.RMSNorm(width, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, table: Tensor, cache: KVCache | None, block: int, causal: bool) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        table: Tensor,
+        cache: KVCache | None,
+        block: int,
+        causal: bool,
+        context: ContextKeys | None = None,
+    ) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), table, cache, block, causal))
+        if self.cross is not None and self.cross_norm is not None and context is not None:
+            x = x + self.dropout(self.cross(self.cross_norm(x), *context.blocks[block], context.known))
         return x + self.dropout(self.feed_forward(self.ffn_norm(x)))
 
 
@@ -143,16 +227,28 @@ class CausalTransformer(nn.Module):
         eps: of the norms.
         dropout: on what attention and feed-forward add.
         causal: a position sees itself and those before it; False lets all see all.
+        context: channels of a context that every block looks at; None for none.
     """
 
     def __init__(
-        self, *, width: int, depth: int, heads: int, hidden_multiple: int, eps: float, dropout: float, causal: bool = True
+        self,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        hidden_multiple: int,
+        eps: float,
+        dropout: float,
+        causal: bool = True,
+        context: int | None = None,
     ) -> None:
         super().__init__()
         hidden = -(-int(8 * width / 3) // hidden_multiple) * hidden_multiple
         self.causal = causal
         self.heads, self.head = heads, width // heads
-        self.layers = nn.ModuleList(LlamaBlock(width, heads, hidden, eps=eps, dropout=dropout) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            LlamaBlock(width, heads, hidden, eps=eps, dropout=dropout, context=context) for _ in range(depth)
+        )
         self.norm = nn.RMSNorm(width, eps=eps)
         for parameter in self.parameters():
             if parameter.ndim == 2:
@@ -164,16 +260,29 @@ class CausalTransformer(nn.Module):
             blocks=len(self.layers), batch=batch, heads=self.heads, head=self.head, length=length, like=self.norm.weight
         )
 
-    def forward(self, x: Tensor, table: Tensor, cache: KVCache | None = None, *, causal: bool | None = None) -> Tensor:
+    def read(self, context: Tensor, known: Tensor) -> ContextKeys:
+        """Make the keys of a context `(b, m, c)` whose real rows `known (b, m)` marks, for `forward`."""
+        return ContextKeys(tuple(block.cross.read(context) for block in self.layers), known)
+
+    def forward(
+        self,
+        x: Tensor,
+        table: Tensor,
+        cache: KVCache | None = None,
+        *,
+        causal: bool | None = None,
+        context: ContextKeys | None = None,
+    ) -> Tensor:
         """Run `(b, n, width)` with the rows `(n, head / 2, 2)` of their positions.
 
         Args:
             x, table: vectors and their positions.
             cache: is filled and keeps the keys and values.
             causal: for this call; None as the module was built.
+            context: what `read` made of the context; None leaves it out.
         """
         for i, block in enumerate(self.layers):
-            x = block(x, table, cache, i, self.causal if causal is None else causal)
+            x = block(x, table, cache, i, self.causal if causal is None else causal, context)
         if cache is not None:
             cache.keep(x.shape[1])
         return self.norm(x)
