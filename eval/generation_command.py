@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["main"]
+__all__ = ["class_names", "main"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
         from eval.generation_sheet import class_sheet
         from eval.sheet import save_sheet
 
-        names = _class_names(train_corpus)
+        names = class_names(train_corpus)
         options = dict(guidance=args.guidance, sampling=sampling, decode=decode, columns=args.sheet_columns)
         save_sheet(class_sheet(tokenizer, contenders[0], names, **options), args.sheet)
     show(result, out)
@@ -170,7 +170,8 @@ def _trained(args: argparse.Namespace, tokenizer: Any, seeds: list[int]) -> list
     return contenders
 
 
-def _class_names(corpus: Any) -> dict[int, str]:
+def class_names(corpus: Any) -> dict[int, str]:
+    """Give class number -> name of a corpus of pictures, in the order of the numbers."""
     names = {}
     for i in range(len(corpus)):
         names.setdefault(corpus.label_id(i), str(corpus.record(i).get("label") or corpus.label_id(i)))

@@ -163,6 +163,7 @@ def train_contender(
         {
             "trained_for_this": True,
             "seed": seed,
+            "budget": {key: value for key, value in budget._asdict().items() if value is not None},
             "steps": steps,
             "batch_size": data.batch_size,
             "views": data.views,

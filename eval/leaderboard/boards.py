@@ -33,6 +33,7 @@ __all__ = [
     "Ranking",
     "Row",
     "facts_of",
+    "is_generation",
     "load_results",
     "make_boards",
     "rank",
@@ -245,7 +246,7 @@ class Ranking:
 
 
 def load_results(folder: str | Path = RESULTS) -> list[Result]:
-    """Read every result file below a folder, in the order of their paths.
+    """Read every result file of reconstructions below a folder, in the order of their paths.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -254,11 +255,19 @@ def load_results(folder: str | Path = RESULTS) -> list[Result]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"load_results: no folder {folder}. Give the folder that `zoo eval` wrote its results to.")
-    generations = ".generate-"  # in the names of results of another kind, which have no rows here
-    results = [load_result(path) for path in sorted(folder.rglob("*.json")) if generations not in path.name]
-    if not results:
+    paths = sorted(folder.rglob("*.json"))
+    if not paths:
         raise ValueError(f"load_results: {folder} holds no .json files. Measure something first: zoo eval --help.")
-    return results
+    return [load_result(path) for path in paths if not is_generation(path)]
+
+
+def is_generation(path: str | Path) -> bool:
+    """Say whether a JSON file is a result of `zoo eval generate`: those have boards of their own."""
+    try:
+        values = json.loads(Path(path).read_text())
+    except ValueError:
+        return False  # whoever reads it as a result says what is wrong with it
+    return isinstance(values, dict) and values.get("kind") == "generation"
 
 
 def make_boards(results: Sequence[Result]) -> list[Board]:

@@ -1,22 +1,28 @@
-"""Build the site of all results: tables and plots in index.html, and a page for each tokenizer and codec.
+"""Build the site of all results: tables and plots in index.html, and a page for each tokenizer, codec and generator.
 
 The pages open from a disk, without a network. Reconstructions are made of the sample pack; with --data also of the worst items.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.leaderboard.boards import RESULTS, Board, facts_of, load_results, make_boards, rank, worst_items
+from eval.generation_command import class_names
+from eval.leaderboard.boards import RESULTS, facts_of, load_results, make_boards, rank, worst_items
 from eval.leaderboard.gallery import Gallery, Unavailable, make_gallery
+from eval.leaderboard.generation_boards import Generated, GeneratorBoard, load_generations, make_generation_boards
+from eval.leaderboard.generation_samples import Strips, make_strips, stored_sheet
+from eval.leaderboard.generation_section import generation_titles
+from eval.leaderboard.generator_page import Sampled, make_generator_page
 from eval.leaderboard.index_page import make_index
 from eval.leaderboard.tokenizer_page import Measured, make_page
-from eval.leaderboard.words import slug
+from eval.leaderboard.words import board_titles, slug
 from eval.reconstruction import dataset_of, open_corpus
 from eval.reported import Reported, reported_table
-from eval.results import Result
+from eval.results import Dataset, Result
+from zoo import generators
 from zoo.registry import find
 from zoo.whole_files import whole_folder
 
@@ -30,6 +36,7 @@ def build_site(
     results: Sequence[Result],
     out: str | Path,
     *,
+    generations: Sequence[Generated] = (),
     reported: Sequence[Reported] = (),
     packs: Mapping[str, str] | None = None,
     reconstruct: bool = True,
@@ -39,9 +46,10 @@ def build_site(
     Args:
         results: what was measured.
         out: folder.
+        generations: what generators made, from `load_generations`.
         reported: figures of others, for tables of their own.
         packs: name of a data set, as results have it -> where it lies; its worst items are shown then.
-        reconstruct: show what tokenizers make of the sample pack.
+        reconstruct: show what tokenizers make of the sample pack, and samples of generators.
 
     Returns:
         The files.
@@ -51,39 +59,49 @@ def build_site(
     """
     boards = [(board, [rank(board, column) for column in board.ranked]) for board in make_boards(results)]
     packs = dict(packs or {})
-    unused = sorted(packs.keys() - {result.dataset.name for board, _ in boards for result in board.results})
-    if unused:
-        there = sorted({result.dataset.name for board, _ in boards for result in board.results})
+    there = sorted({result.dataset.name for result in (*results, *generations)})
+    if unused := sorted(packs.keys() - set(there)):
         raise ValueError(f"build_site: no result is of data {unused[0]!r}. Data sets there: {', '.join(there)}.")
-    pages = _addresses([board for board, _ in boards])
+    made = make_generation_boards(generations)
+    pages = _addresses({result.tokenizer for result in results}, "tokenizers")
+    makers = _addresses({result.generator for result in generations}, "generators")
+    titles = board_titles([board.results[0] for board, _ in boards])
     sources = _Sources(packs)
     out = Path(out)
     with whole_folder(out) as folder:
-        (folder / "index.html").write_text(make_index(boards, reported, pages), encoding="utf-8")
+        index = make_index(boards, reported, pages, generations=made, generator_pages=makers)
+        _write(folder / "index.html", index)
         for name, address in pages.items():
             measured = [
-                _measured(result, place, sources, reconstruct)
+                _measured(result, place, titles[place], sources, reconstruct)
                 for place, (board, _) in enumerate(boards)
                 for result in board.results
                 if result.tokenizer == name
             ]
             page = make_page(name, _facts(measured[0].result), measured, [figure for figure in reported if figure.name == name])
-            (folder / address).parent.mkdir(exist_ok=True)
-            (folder / address).write_text(page, encoding="utf-8")
+            _write(folder / address, page)
+        for name, address in makers.items():
+            entry = next((entry for entry in generators.find() if entry.name == name), None)
+            _write(folder / address, make_generator_page(name, entry, _sampled(name, made, sources, reconstruct), pages))
         written = sorted((path.relative_to(folder) for path in folder.rglob("*.html")), key=lambda path: (len(path.parts), path))
     return [out / path for path in written]
 
 
-def _addresses(boards: Sequence[Board]) -> dict[str, str]:
-    """A file for each tokenizer, in the order of the names; two names never share one, on any file system."""
+def _write(path: Path, page: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+
+
+def _addresses(names: Collection[str], room: str) -> dict[str, str]:
+    """A file of a folder for each name, in the order of the names; two names never share one, on any file system."""
     out: dict[str, str] = {}
     taken: set[str] = set()
-    for name in sorted({result.tokenizer for board in boards for result in board.results}):
+    for name in sorted(names):
         file, number = slug(name), 2
         while file.lower() in taken:
             file, number = f"{slug(name)}-{number}", number + 1
         taken.add(file.lower())
-        out[name] = f"tokenizers/{file}.html"
+        out[name] = f"{room}/{file}.html"
     return out
 
 
@@ -105,28 +123,27 @@ class _Sources:
             self._open[key] = open_corpus("samples", split, modality)
         return self._open[key], list(numbers)
 
-    def items(self, result: Result) -> Any:
-        """The items of a result; None where no pack was given.
+    def items(self, data: Dataset, modality: str, name: str) -> Any:
+        """The items that `name` was measured on; None where no pack was given.
 
         Raises:
             ValueError: the pack holds other items than were measured.
         """
-        data = result.dataset
         if data.name not in self.packs:
             return None
-        key = (data.name, data.split, result.protocol.modality, data.limit)
+        key = (data.name, data.split, modality, data.limit)
         if key not in self._open:
-            self._open[key] = open_corpus(self.packs[data.name], data.split, result.protocol.modality)
+            self._open[key] = open_corpus(self.packs[data.name], data.split, modality)
         corpus, found = dataset_of(self._open[key], data.limit, data.name, data.split)
         if found.sha256 != data.sha256:
             raise ValueError(
-                f"build_site: {self.packs[data.name]} is not what {result.tokenizer} was measured on: it has {found.count} items "
+                f"build_site: {self.packs[data.name]} is not what {name} was measured on: it has {found.count} items "
                 f"with SHA-256 {found.sha256[:12]}, the result {data.count} with {data.sha256[:12]}. Give the same data, or none."
             )
         return corpus
 
 
-def _measured(result: Result, place: int, sources: _Sources, reconstruct: bool) -> Measured:
+def _measured(result: Result, place: int, title: str, sources: _Sources, reconstruct: bool) -> Measured:
     entry = _facts(result).entry
     made: Gallery | str = "This site was built without reconstructions."
     if reconstruct:
@@ -136,16 +153,37 @@ def _measured(result: Result, place: int, sources: _Sources, reconstruct: bool) 
         except Unavailable as error:
             made = str(error)
     worst: Gallery | str = f"To see them here, build the site with --data {result.dataset.name}=PLACE."
-    corpus = sources.items(result)
+    corpus = sources.items(result.dataset, result.protocol.modality, result.tokenizer)
     rows = worst_items(result)[1]
     if corpus is None or not rows:
-        return Measured(result=result, place=place, samples=made, worst=worst, records={})
+        return Measured(result=result, place=place, title=title, samples=made, worst=worst, records={})
     records = {row.key: corpus.record(row.item) for row in rows}
     try:
         worst = make_gallery(result, corpus, [row.item for row in rows], entry=entry)
     except Unavailable as error:
         worst = str(error)
-    return Measured(result=result, place=place, samples=made, worst=worst, records=records)
+    return Measured(result=result, place=place, title=title, samples=made, worst=worst, records=records)
+
+
+def _sampled(name: str, boards: Sequence[GeneratorBoard], sources: _Sources, reconstruct: bool) -> list[Sampled]:
+    """The results of a generator with what it makes."""
+    out = []
+    for place, (board, title) in enumerate(zip(boards, generation_titles(boards), strict=True)):
+        for result in board.results:
+            if result.generator != name:
+                continue
+            samples: Strips | str = "This site was built without samples."
+            sheet = False
+            if reconstruct:
+                try:
+                    samples = make_strips(result)
+                except Unavailable as error:
+                    stored = stored_sheet(result)
+                    samples, sheet = stored or str(error), stored is not None
+            corpus = sources.items(result.dataset, "image", name)
+            classes = {} if corpus is None else class_names(corpus)
+            out.append(Sampled(result=result, board=board, place=place, title=title, samples=samples, sheet=sheet, classes=classes))
+    return out
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=PLACE",
         help="where a data set of the results lies, as for zoo eval: its worst items are shown; repeatable",
     )
-    add("--tables-only", action="store_true", help="make no reconstructions")
+    add("--tables-only", action="store_true", help="make no reconstructions and no samples")
     return parser
 
 
@@ -170,7 +208,8 @@ def main(argv: Sequence[str]) -> int:
     """Run `zoo leaderboard`.
 
     Raises:
-        ValueError, OSError, ModuleNotFoundError: as `load_results`, `build_site` and `open_corpus`; nothing is written then.
+        ValueError, OSError, ModuleNotFoundError: as `load_results`, `load_generations`, `build_site` and `open_corpus`; nothing is
+            written then.
     """
     args = _parser().parse_args(argv)
     packs = {}
@@ -181,7 +220,14 @@ def main(argv: Sequence[str]) -> int:
         packs[name] = place
     results = load_results(args.results)
     own = args.results.resolve() == RESULTS.resolve()
-    paths = build_site(results, args.out, reported=reported_table() if own else (), packs=packs, reconstruct=not args.tables_only)
+    paths = build_site(
+        results,
+        args.out,
+        generations=load_generations(args.results),
+        reported=reported_table() if own else (),
+        packs=packs,
+        reconstruct=not args.tables_only,
+    )
     for path in paths:
         sys.stdout.write(f"{path}\n")
     return 0

@@ -31,7 +31,7 @@ from eval.video_runner import ClipBatch, VideoRunner, clip_batches
 from recipes.data.corpus import Selection
 from zoo.registry import Entry
 
-__all__ = ["Gallery", "Media", "Shown", "Unavailable", "make_gallery"]
+__all__ = ["Gallery", "Media", "Shown", "Unavailable", "make_gallery", "webp_address"]
 
 SECONDS = 4.0  # of a recording
 FRAMES = 48  # of a clip
@@ -241,14 +241,14 @@ def _coded_clips(codec: Any, result: Result, batch: ClipBatch) -> Iterator[tuple
 
 def _media(item: Tensor, original: Tensor | None, said: str, protocol: Any) -> Media:
     if protocol.modality == "audio":
-        drawn = _webp(spectrogram(item, protocol.sample_rate, seconds=SECONDS), lossless=False, quality=70)
+        drawn = webp_address(spectrogram(item, protocol.sample_rate, seconds=SECONDS), lossless=False, quality=70)
         return Media(picture=drawn, sound=_flac(item, protocol.sample_rate), said=said)
     if original is not None:
         error = float((item.double() - original.double()).square().mean())
         psnr = 100.0 if error == 0 else min(100.0, 10 * math.log10(255**2 / error))
         said = f"{said}, PSNR {psnr:.1f} dB"
     image = Image.fromarray(item.permute(1, 2, 0).contiguous().numpy())
-    return Media(picture=_webp(image, lossless=max(image.size) <= _LOSSLESS_UP_TO, quality=92), said=said)
+    return Media(picture=webp_address(image, lossless=max(image.size) <= _LOSSLESS_UP_TO, quality=92), said=said)
 
 
 def _clip(frames: Tensor, original: Tensor | None, frame_rate: float, said: str) -> Media:
@@ -257,7 +257,7 @@ def _clip(frames: Tensor, original: Tensor | None, frame_rate: float, said: str)
         psnr = (10 * torch.log10(255**2 / errors)).clamp(max=100.0).mean()
         said = f"{said}, PSNR {psnr:.1f} dB"
     arrays = frames.permute(0, 2, 3, 1).contiguous().numpy()
-    first = _webp(Image.fromarray(arrays[0]), lossless=False, quality=90)
+    first = webp_address(Image.fromarray(arrays[0]), lossless=False, quality=90)
     return Media(picture=first, clip=_webm(arrays, frame_rate), said=said)
 
 
@@ -275,7 +275,8 @@ def _webm(frames: np.ndarray, frame_rate: float) -> str:
     return _address("video/webm", buffer.getvalue())
 
 
-def _webp(image: Image.Image, *, lossless: bool, quality: int) -> str:
+def webp_address(image: Image.Image, *, lossless: bool, quality: int) -> str:
+    """Give a picture as the data address of a WebP file."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", lossless=lossless, quality=100 if lossless else quality, method=4)
     return _address("image/webp", buffer.getvalue())

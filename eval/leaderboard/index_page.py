@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from eval.leaderboard.boards import CODEC, Board, Column, Ranking, Row
+from eval.leaderboard.generation_boards import GeneratorBoard
+from eval.leaderboard.generation_section import board_name, generation_titles, make_generator_section
 from eval.leaderboard.plots import draw_plot, rate_lines, speed_lines
+from eval.leaderboard.tables import body_cell, head_cell
 from eval.leaderboard.words import (
     DASH,
     MODALITIES,
     bits_unit,
-    board_title,
+    board_titles,
     breakable,
     compared_text,
     figures_table,
@@ -37,50 +40,73 @@ _NOTE = (
 )
 
 
-def make_index(boards: Sequence[Ranked], reported: Sequence[Reported], pages: Mapping[str, str]) -> str:
+def make_index(
+    boards: Sequence[Ranked],
+    reported: Sequence[Reported],
+    pages: Mapping[str, str],
+    *,
+    generations: Sequence[GeneratorBoard] = (),
+    generator_pages: Mapping[str, str] | None = None,
+) -> str:
     """Write the page.
 
     Args:
         boards: with the ranking of every ranked column, in that order.
         reported: figures that others published.
         pages: name of a tokenizer -> address of its page.
+        generations: boards of generators.
+        generator_pages: name of a generator -> address of its page.
     """
+    makers = dict(generator_pages or {})
+    titles = board_titles([board.results[0] for board, _ in boards])
     sections = []
     numbered = list(enumerate(boards))
     for modality, title in MODALITIES.items():
         here = [(i, ranked) for i, ranked in numbered if ranked[0].modality == modality]
         if here:
-            body = "\n".join(_board(i, *ranked, pages) for i, ranked in here)
+            body = "\n".join(_board(i, titles[i], *ranked, pages) for i, ranked in here)
             sections.append(f'<section id="{modality}"><h2>{title}</h2>\n{body}\n</section>')
-    results = [result for board, _ in boards for result in board.results]
-    rows = sum(len(board.rows) for board, _ in boards)
+    sections.append(make_generator_section(generations, makers, pages))
     return fill(
         "index.html",
         title="Leaderboard of tokenizers",
-        summary=f"{len(results)} measured tokenizers and codecs, {rows} rates, on {_plural(len(boards), 'data set')}.",
-        contents=_contents(boards, pages, bool(reported)),
+        summary=_summary(boards, generations),
+        contents=_contents(titles, pages, generation_titles(generations), makers, bool(reported)),
         boards="\n".join(sections),
         reported=_reported(reported),
         version=escape(__version__),
     )
 
 
+def _summary(boards: Sequence[Ranked], generations: Sequence[GeneratorBoard]) -> str:
+    results = [result for board, _ in boards for result in board.results]
+    names = len({result.tokenizer for result in results})
+    data = len({result.dataset.sha256 for result in results})
+    rows = sum(len(board.rows) for board, _ in boards)
+    said = f"{names} measured tokenizers and codecs, {rows} rows, on {_plural(data, 'data set')}."
+    makers = len({result.generator for board in generations for result in board.results})
+    return f"{said} {_plural(makers, 'generator')} of their tokens." if makers else said
+
+
 def _plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
-def _contents(boards: Sequence[Ranked], pages: Mapping[str, str], reported: bool) -> str:
-    links = [f'<a href="#board-{i}">{escape(board_title(board.results[0]))}</a>' for i, (board, _) in enumerate(boards)]
+def _contents(
+    titles: Sequence[str], pages: Mapping[str, str], made: Sequence[str], makers: Mapping[str, str], reported: bool
+) -> str:
+    links = [f'<a href="#board-{i}">{escape(title)}</a>' for i, title in enumerate(titles)]
+    links += [f'<a href="#{board_name(i)}">{escape(title)}</a>' for i, title in enumerate(made)]
     if reported:
         links.append('<a href="#reported">Reported by others</a>')
-    names = [f'<a href="{escape(address)}">{escape(name)}</a>' for name, address in pages.items()]
+    names = [f'<a href="{escape(address)}">{escape(name)}</a>' for name, address in (*pages.items(), *makers.items())]
     return f"<p><strong>Tables</strong> {' '.join(links)}</p>\n<p><strong>One page each</strong> {' '.join(names)}</p>"
 
 
 # -- a board ---------------------------------------------------------------------------------------------------------
 
 
-def _board(place: int, board: Board, rankings: Sequence[Ranking], pages: Mapping[str, str]) -> str:
+def _board(place: int, title: str, board: Board, rankings: Sequence[Ranking], pages: Mapping[str, str]) -> str:
     first = board.results[0]
     name = f"board-{place}"
     about = (
@@ -90,7 +116,7 @@ def _board(place: int, board: Board, rankings: Sequence[Ranking], pages: Mapping
     data = json.dumps(board_data(board, rankings), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return (
         f'<article class="board" id="{name}" aria-labelledby="{name}-title">\n'
-        f'<h3 id="{name}-title">{escape(board_title(first))}</h3>\n<p class="soft">{about}</p>\n'
+        f'<h3 id="{name}-title">{escape(title)}</h3>\n<p class="soft">{about}</p>\n'
         f"{_controls(name, board, rankings)}\n{_table(name, board, rankings, pages)}\n"
         f'<div class="plots">{_plots(board)}</div>\n'
         f'<script type="application/json" class="data">{data}</script>\n</article>'
@@ -147,11 +173,11 @@ def _controls(name: str, board: Board, rankings: Sequence[Ranking]) -> str:
     others = [(str(i), row.label) for i, row in enumerate(rows)]
     return (
         '<form class="controls" hidden>'
-        + "<fieldset><legend>Compare</legend>"
+        + '<fieldset><legend>Compare</legend><div class="fields">'
         + select("score", "Score", [(ranking.column.key, score_title(ranking.column)) for ranking in rankings])
         + select("against", "With", [("fair", "the best row at no more bits"), ("best", "the best row"), *others])
-        + '<label class="check"><input type="checkbox" name="all"> show all scores</label></fieldset>'
-        + "<fieldset><legend>Filter</legend>"
+        + '<label class="check"><input type="checkbox" name="all"> show all scores</label></div></fieldset>'
+        + '<fieldset><legend>Filter</legend><div class="fields">'
         + '<label>Name<input type="search" name="name" autocomplete="off"></label>'
         + of("kind", "Kind", [fact.kind for fact in facts])
         + of("family", "Family", [fact.family or DASH for fact in facts])
@@ -159,7 +185,7 @@ def _controls(name: str, board: Board, rankings: Sequence[Ranking]) -> str:
         + of("causal", "Causal", [yes_no(fact.causal) for fact in facts])
         + most("bits", f"At most {bits_unit(board.modality)}")
         + most("parameters", "At most million parameters")
-        + '<button type="button" data-clear>Clear filters</button></fieldset>'
+        + '<button type="button" data-clear>Clear filters</button></div></fieldset>'
         + f'<p role="status" class="count"><output name="count">{len(rows)} of {len(rows)} rows</output></p></form>'
     )
 
@@ -171,23 +197,23 @@ def _table(name: str, board: Board, rankings: Sequence[Ranking], pages: Mapping[
     order = sorted(range(len(board.rows)), key=lambda i: (ranks.get(i, len(board.rows) + 1), i))
     sound = board.modality == "audio"
     heads = [
-        _head("rank", "Rank", "number", "ascending", sorted_now=first is not None),
-        _head("name", "Tokenizer", "text", "ascending"),
-        _head("rate", "Rate", "text", "ascending"),
-        _head("bits", "bit/s" if sound else "bit/px", "number", "ascending"),
+        head_cell("rank", "Rank", "number", "ascending", sorted_now=first is not None),
+        head_cell("name", "Tokenizer", "text", "ascending"),
+        head_cell("rate", "Rate", "text", "ascending"),
+        head_cell("bits", "bit/s" if sound else "bit/px", "number", "ascending"),
     ]
     for column in board.columns:
         chosen = " chosen" if first is not None and column is first.column else ""
         way = "ascending" if column.better == "lower" else "descending"
         small = ", ".join(filter(None, (column.unit, column.better and f"{column.better} is better")))
-        heads.append(_head("score", column.key, "number", way, kind=f"score{chosen}", small=small, score=column.key))
+        heads.append(head_cell("score", column.key, "number", way, kind=f"score{chosen}", small=small, score=column.key))
     heads += [
-        _head("against", "Against the best at no more bits", "text", "ascending"),
-        _head("family", "Family", "text", "ascending"),
-        _head("licence", "Licence", "text", "ascending"),
-        _head("causal", "Causal", "text", "descending"),
-        _head("parameters", "Size", "number", "ascending"),
-        _head("speed", "Items/s", "number", "descending"),
+        head_cell("against", "Against the best at no more bits", "text", "ascending"),
+        head_cell("family", "Family", "text", "ascending"),
+        head_cell("licence", "Licence", "text", "ascending"),
+        head_cell("causal", "Causal", "text", "descending"),
+        head_cell("parameters", "Size", "number", "ascending"),
+        head_cell("speed", "Items/s", "number", "descending"),
     ]
     body = "\n".join(_row(i, board, first, pages) for i in order)
     return (
@@ -196,26 +222,6 @@ def _table(name: str, board: Board, rankings: Sequence[Ranking], pages: Mapping[
         f'<thead role="rowgroup"><tr role="row">{"".join(heads)}</tr></thead>\n'
         f'<tbody role="rowgroup">\n{body}\n</tbody></table></div>\n<p class="soft note">{_NOTE}</p>'
     )
-
-
-def _head(
-    key: str, title: str, sort: str, way: str, *, kind: str = "", small: str = "", score: str = "", sorted_now: bool = False
-) -> str:
-    small = f" <small>{escape(small)}</small>" if small else ""
-    extra = f' data-score="{escape(score)}"' if score else ""
-    now = "ascending" if sorted_now else "none"
-    names = f"{key} {kind}".strip()
-    return (
-        f'<th role="columnheader" scope="col" class="{names}" aria-sort="{now}" data-key="{key}"{extra} '
-        f'data-sort="{sort}" data-first="{way}">{escape(title)}{small}</th>'
-    )
-
-
-def _cell(key: str, label: str, html: str, *, value: object = None, kind: str = "", score: str = "") -> str:
-    data = "" if value is None else f' data-value="{escape(str(value))}"'
-    extra = f' data-score="{escape(score)}"' if score else ""
-    names = " ".join(filter(None, (key, kind, "none" if html == DASH else "")))
-    return f'<td role="cell" class="{names}" data-label="{escape(label)}"{extra}{data}>{html}</td>'
 
 
 def _row(i: int, board: Board, first: Ranking | None, pages: Mapping[str, str]) -> str:
@@ -228,20 +234,20 @@ def _row(i: int, board: Board, first: Ranking | None, pages: Mapping[str, str]) 
     if row.result.tokenizer in pages:
         name = f'<a href="{escape(pages[row.result.tokenizer])}">{name}</a>'
     cells = [
-        _cell("rank", "rank", DASH if rank is None else str(rank), value=rank),
+        body_cell("rank", "rank", DASH if rank is None else str(rank), value=rank),
         f'<th role="rowheader" scope="row" class="name" data-value="{escape(row.name)}">{name}</th>',
-        _cell("rate", "rate", escape(row.rate), value=row.rate),
-        _cell("bits", "bits per second" if board.modality == "audio" else "bits per pixel", number(row.bits), value=row.bits),
+        body_cell("rate", "rate", escape(row.rate), value=row.rate),
+        body_cell("bits", "bits per second" if board.modality == "audio" else "bits per pixel", number(row.bits), value=row.bits),
     ]
     for column in board.columns:
         cells.append(_score_cell(row, column, first is not None and column is first.column))
     cells += [
-        _cell("against", "against the best at no more bits", escape(compared_text(board, first, i)) if first else ""),
-        _cell("family", "family", escape(family), value=family),
-        _cell("licence", "licence of weights", escape(licence_text(row)), value=licence_text(row)),
-        _cell("causal", "causal", yes_no(facts.causal), value=yes_no(facts.causal)),
-        _cell("parameters", "parameters", DASH if codec else parameters_text(parameters), value=parameters),
-        _cell("speed", "items a second", number(row.round_trips), value=row.round_trips),
+        body_cell("against", "against the best at no more bits", escape(compared_text(board, first, i)) if first else ""),
+        body_cell("family", "family", escape(family), value=family),
+        body_cell("licence", "licence of weights", escape(licence_text(row)), value=licence_text(row)),
+        body_cell("causal", "causal", yes_no(facts.causal), value=yes_no(facts.causal)),
+        body_cell("parameters", "parameters", DASH if codec else parameters_text(parameters), value=parameters),
+        body_cell("speed", "items a second", number(row.round_trips), value=row.round_trips),
     ]
     data = {
         "row": i,
@@ -263,7 +269,7 @@ def _score_cell(row: Row, column: Column, chosen: bool) -> str:
     interval = f' <small class="ci">{interval_text(score.ci95)}</small>' if score is not None and score.ci95 else ""
     value = None if score is None else score.mean
     text = f"{escape(score_text(score))}{interval}"
-    return _cell("score", column.key, text, value=value, kind="chosen" if chosen else "", score=column.key)
+    return body_cell("score", column.key, text, value=value, kind="chosen" if chosen else "", score=column.key)
 
 
 def _plots(board: Board) -> str:

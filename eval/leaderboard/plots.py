@@ -17,7 +17,7 @@ _SHAPES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Spot:
-    """One point: its interval is drawn upright where it has one."""
+    """One point: its interval, or its least and largest value, is drawn upright where it has one."""
 
     x: float
     y: float
@@ -71,7 +71,15 @@ def _lines(board: Board, column: Column, place: Callable[[Row], float | None], u
 # -- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def draw_plot(lines: Sequence[Line], *, title: str, x_title: str, note: str = "", attributes: str = "") -> str:
+def draw_plot(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_title: str,
+    note: str = "",
+    attributes: str = "",
+    levels: Sequence[tuple[str, float]] = (),
+) -> str:
     """Draw lines over a logarithmic axis; SVG inside a `figure`, with a legend.
 
     Args:
@@ -80,6 +88,7 @@ def draw_plot(lines: Sequence[Line], *, title: str, x_title: str, note: str = ""
         x_title: below the axis.
         note: a sentence under the legend.
         attributes: of the figure, HTML.
+        levels: name and height of lines across the plot, for what has no place on the axis.
 
     Returns:
         HTML; empty where there is nothing to draw.
@@ -88,7 +97,11 @@ def draw_plot(lines: Sequence[Line], *, title: str, x_title: str, note: str = ""
     kept = [line for line in kept if line.spots]
     if not kept:
         return ""
-    x, y, parts = _axes([spot for line in kept for spot in line.spots])
+    x, y, parts = _axes([spot for line in kept for spot in line.spots], [height for _, height in levels])
+    for name, height in levels:
+        at = y(height)
+        parts.append(f'<line class="level" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text x="{_WIDTH - _RIGHT - 4}" y="{at - 5:.1f}" text-anchor="end">{escape(name)}: {number(height)}</text>')
     parts.append(f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_title)}</text>')
     parts += [_drawn(line, x, y) for line in kept]
     legend = "".join(
@@ -97,6 +110,7 @@ def draw_plot(lines: Sequence[Line], *, title: str, x_title: str, note: str = ""
         for line in kept
     )
     said = "; ".join(f"{line.name}: " + ", ".join(f"{number(s.y)} at {number(s.x)}" for s in line.spots) for line in kept)
+    said = "; ".join([said, *(f"{name}: {number(height)}" for name, height in levels)])
     foot = f'<p class="soft note">{escape(note)}</p>' if note else ""
     return (
         f'<figure class="plot"{attributes}><figcaption>{escape(title)}</figcaption>'
@@ -108,12 +122,12 @@ def draw_plot(lines: Sequence[Line], *, title: str, x_title: str, note: str = ""
 Axis = Callable[[float], float]
 
 
-def _axes(spots: Sequence[Spot]) -> tuple[Axis, Axis, list[str]]:
+def _axes(spots: Sequence[Spot], levels: Sequence[float]) -> tuple[Axis, Axis, list[str]]:
     """Give the places of values, and the grid with its numbers."""
     left, right = (math.log10(end(spot.x for spot in spots)) for end in (min, max))
     margin = 0.05 * ((right - left) or 1)
     left, right = left - margin, right + margin
-    heights = [value for spot in spots for value in (spot.y, *(spot.ci95 or ()))]
+    heights = [value for spot in spots for value in (spot.y, *(spot.ci95 or ()))] + list(levels)
     step = _step(min(heights), max(heights))
     low, high = math.floor(min(heights) / step + 1e-9), math.ceil(max(heights) / step - 1e-9)
     if low == high:

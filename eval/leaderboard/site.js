@@ -3,16 +3,12 @@
   const WORDS = { b: "better than", w: "worse than", n: "no significant difference from" };
   const order = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
 
-  // -- tables: sort, filter, choose the score and what rows are compared with
+  // -- tables: heads become buttons that sort the rows; reference rows of a second body stay where they are
 
-  const setUpBoard = board => {
-    const { labels, scores } = JSON.parse(board.querySelector(".data").textContent);
-    const form = board.querySelector(".controls");
-    const table = board.querySelector("table");
+  const setUpSort = table => {
     const body = table.tBodies[0];
     const heads = [...table.tHead.rows[0].cells];
     const rows = [...body.rows];
-    const cell = (row, key) => row.querySelector("." + key);
 
     const sort = (head, way) => {
       const at = head.cellIndex;
@@ -41,6 +37,17 @@
         sort(head, other[now] || head.dataset.first);
       });
     }
+    return { heads, rows, sort };
+  };
+
+  // -- boards: filter, choose the score and what rows are compared with
+
+  const setUpBoard = board => {
+    const { labels, scores } = JSON.parse(board.querySelector(".data").textContent);
+    const form = board.querySelector(".controls");
+    const table = board.querySelector("table");
+    const { heads, rows, sort } = setUpSort(table);
+    const cell = (row, key) => row.querySelector("." + key);
 
     const sentence = (score, i, reference) => {
       const { rank, fair, verdict, said, why } = score;
@@ -144,6 +151,7 @@
     turn();
   };
 
-  document.querySelectorAll(".board").forEach(setUpBoard);
+  document.querySelectorAll(".board:not(.made)").forEach(setUpBoard);
+  document.querySelectorAll(".made table").forEach(setUpSort);
   document.querySelectorAll(".gallery").forEach(setUpGallery);
 })();

@@ -9,6 +9,7 @@ from typing import Any
 
 from eval.leaderboard.boards import CODEC, Facts, worst_items
 from eval.leaderboard.gallery import Gallery, Media, Shown
+from eval.leaderboard.tables import folded, score_head, scrolling
 from eval.leaderboard.words import (
     bits_unit,
     board_title,
@@ -46,6 +47,7 @@ class Measured:
     Attributes:
         result: the result.
         place: of its board on the first page.
+        title: of that board.
         samples: items of the sample pack at every rate, or why there are none.
         worst: its worst items at every rate, in the order of `worst_items`; or why there are none.
         records: of the worst items, from the data: key -> what the pack says of it.
@@ -53,6 +55,7 @@ class Measured:
 
     result: Result
     place: int
+    title: str
     samples: Gallery | str
     worst: Gallery | str
     records: Mapping[str, Mapping[str, Any]]
@@ -111,7 +114,7 @@ def _section(place: int, part: Measured) -> str:
     decode = ", ".join(f"{key}={value}" for key, value in result.protocol.decode.items())
     told = f" {'Decoder' if result.weights_sha256 else 'Codec'}: {escape(decode)}." if decode else ""
     return (
-        f'<section id="result-{place}"><h2>{escape(board_title(result))}</h2>\n'
+        f'<section id="result-{place}"><h2>{escape(part.title)}</h2>\n'
         f'<p class="soft">{items_text(result)}.{told} <a href="../index.html#board-{part.place}">The table it stands in</a>.</p>\n'
         f"<h3>Scores</h3>\n{_scores(result)}\n"
         f"<h3>Reconstructions</h3>\n{_samples(place, part)}\n"
@@ -123,22 +126,14 @@ def _section(place: int, part: Measured) -> str:
 def _scores(result: Result) -> str:
     names = list(dict.fromkeys(name for point in result.points for name in point.scores))
     names = [name for name in names if name not in ("bits_per_pixel", "bits_per_second")]
-    units = {name: str(result.protocol.scorers.get(name, {}).get("unit", "1")) for name in names}
-    better = {name: result.protocol.scorers.get(name, {}).get("better") for name in names}
     head = f'<th scope="col">Rate</th><th scope="col">{bits_unit(result.protocol.modality)}</th>'
-    for name in names:
-        small = ", ".join(filter(None, ("" if units[name] == "1" else units[name], better[name] and f"{better[name]} is better")))
-        head += f'<th scope="col">{escape(name)}<br><small>{escape(small)}</small></th>'
+    head += "".join(score_head(name, result.protocol.scorers.get(name, {})) for name in names)
     rows = []
     for point in result.points:
         bits = point.bits_per_second if result.protocol.modality == "audio" else point.bits_per_pixel
         cells = "".join(f"<td>{_score(point.scores.get(name))}</td>" for name in names)
         rows.append(f'<tr><th scope="row">{escape(rate_text(dict(point.rate)))}</th><td>{number(bits)}</td>{cells}</tr>')
-    return _scrolling(f"Scores on {board_title(result)}", f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
-
-
-def _scrolling(label: str, inner: str) -> str:
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}"><table class="plain">{inner}</table></div>'
+    return scrolling(f"Scores on {board_title(result)}", f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
 
 
 def _score(score: Score | None) -> str:
@@ -224,16 +219,19 @@ def _worst(place: int, part: Measured) -> str:
     last = rate_text(dict(part.result.points[-1].rate))
     better = part.result.protocol.scorers[score].get("better")
     lead = f"By {score} ({better} is better) at {last}, of {part.result.dataset.count:,}."
-    table = _worst_table(rows, part.records)
+    table = _worst_table(rows, part.result, part.records)
     if isinstance(part.worst, str):
         return f'<p class="soft note">{escape(lead)} {escape(part.worst)}</p>\n{table}'
     labels = {row.key: f"{row.key}: {score} {number(row.scores[score])}" for row in rows}
     return f"{_gallery(f'worst-{place}', part.worst, labels, part.result, lead + ' ')}\n{table}"
 
 
-def _worst_table(rows: Sequence[ItemRow], records: Mapping[str, Mapping[str, Any]]) -> str:
+def _worst_table(rows: Sequence[ItemRow], result: Result, records: Mapping[str, Mapping[str, Any]]) -> str:
     names = list(rows[0].scores)
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in ("Item", "Number", *names, *(["Origin"] if records else [])))
+    head = '<th scope="col">Item</th><th scope="col">Number</th>'
+    head += "".join(score_head(name, result.protocol.scorers.get(name, {})) for name in names)
+    if records:
+        head += '<th scope="col" class="text">Origin</th>'
     body = []
     for row in rows:
         cells = [f'<th scope="row">{escape(row.key)}</th>', f"<td>{row.item}</td>"]
@@ -241,7 +239,7 @@ def _worst_table(rows: Sequence[ItemRow], records: Mapping[str, Mapping[str, Any
         if records:
             cells.append(f'<td class="text">{escape(_origin(records.get(row.key, {})))}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")
-    return _scrolling("Worst items", f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>")
+    return scrolling("Worst items", f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>")
 
 
 def _origin(record: Mapping[str, Any]) -> str:
@@ -272,22 +270,7 @@ def _protocol(result: Result) -> str:
         ("Definitions of the scores", scorers),
         ("Versions and date", dict(result.environment or {})),
     ]
-    return "\n".join(f"<details><summary>{title}</summary>{_definition(rows)}</details>" for title, rows in parts)
-
-
-def _definition(rows: Mapping[str, Any]) -> str:
-    body = "".join(
-        f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(_plain(value))}</td></tr>'
-        for key, value in rows.items()
-        if value not in (None, {}, "")
-    )
-    return f'<table class="protocol"><tbody>{body}</tbody></table>'
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {_plain(part)}" for key, part in value.items())
-    return " x ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return "\n".join(folded(title, rows) for title, rows in parts)
 
 
 def _credits(measured: Sequence[Measured]) -> str:

@@ -16,6 +16,7 @@ __all__ = [
     "MODALITIES",
     "bits_unit",
     "board_title",
+    "board_titles",
     "breakable",
     "compared_text",
     "difference_text",
@@ -123,6 +124,20 @@ def board_title(result: Result) -> str:
     return f"{result.dataset.name}{split}: {result.protocol.id}"
 
 
+def board_titles(results: Sequence[Result]) -> list[str]:
+    """Titles of boards by one result of each; other data under the same name are told apart by the start of their hash."""
+    plain = [board_title(result) for result in results]
+    titles: list[str] = []
+    for title, result in zip(plain, results, strict=True):
+        same = {other.dataset.sha256 for other, other_title in zip(results, plain, strict=True) if other_title == title}
+        first = title if len(same) == 1 else f"{title} (data {result.dataset.sha256[:8]})"
+        title, number_of = first, 2
+        while title in titles:
+            title, number_of = f"{first} #{number_of}", number_of + 1
+        titles.append(title)
+    return titles
+
+
 def items_text(result: Result) -> str:
     """How many items were scored, and which."""
     data = result.dataset
@@ -150,7 +165,7 @@ def figures_table(figures: Sequence[Reported], *, names: bool = True) -> str:
         for figure in sorted(group, key=lambda figure: figure.name):
             rows.setdefault((figure.name, figure.rate, figure.source), {})[figure.score] = figure.value
         titles = [*(["Tokenizer"] if names else []), "Rate", *scores, "Source"]
-        head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+        head = "".join(f'<th scope="col"{_side(title)}>{escape(title)}</th>' for title in titles)
         body = []
         for (name, rate, source), values in rows.items():
             first = f'<th scope="row">{breakable(name)}</th>' if names else ""
@@ -161,6 +176,11 @@ def figures_table(figures: Sequence[Reported], *, names: bool = True) -> str:
             f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
         )
     return "\n".join(parts)
+
+
+def _side(title: str) -> str:
+    """Heads of words are on the left, as what is below them."""
+    return ' class="text"' if title == "Source" else ""
 
 
 def _linked(source: str) -> str:

@@ -168,6 +168,7 @@ def test_training_repeats_and_seeds_differ(toys, train, tmp_path):
     other = train_contender(tok, "autoregressive", str(train), seed=1, budget=Budget(steps=4), **options)
     facts = first.training
     assert facts["steps"] == 4
+    assert facts["budget"] == {"steps": 4}
     assert facts["flops"] == 4 * facts["flops_per_step"] > 0
     flops = facts["flops_per_step"] * 4.5
     again = train_contender(tok, "autoregressive", str(train), seed=0, budget=Budget(flops=flops), **options)

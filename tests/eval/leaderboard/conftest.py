@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eval.leaderboard.generation_boards import DISTANCE
 from eval.protocols import get_protocol
 from eval.reported import Reported
 from eval.results import Dataset, ItemRow, Point, Result, Score, Speed
@@ -84,3 +85,65 @@ def figures() -> list[Reported]:
     """What others published."""
     told = {"name": "paper_model", "data": "Some <data>", "source": "https://example.org/paper, table 3"}
     return [Reported(rate="", score="psnr_db", value=99.0, **told), Reported(rate="tokens=8", score="rfid", value=2.0, **told)]
+
+
+# -- generators ------------------------------------------------------------------------------------------------------
+
+_MADE = {
+    DISTANCE: {"unit": "1", "better": "lower"},
+    "precision_mbv2": {"unit": "1", "better": "higher"},
+    "class_accuracy": {"unit": "1", "better": "higher"},
+}
+
+
+def _score(value):
+    return {"mean": value, "ci95": None, "n": 9, "failed": 0}
+
+
+def _generation(name, distances, *, seeds=3, trainings=3, budget="given", tokenizer="toy", protocol=None, data="dd"):
+    """A result file: distances of each seed at each rate, as `eval.generation` writes it."""
+    rates = [{"tokens": k} for k in distances]
+    runs = [
+        {
+            "seed": seed,
+            "weights_sha256": f"w{name}{min(seed, trainings - 1)}",
+            "training": {"trained_for_this": True, **({"budget": {"steps": 2000}} if budget == "given" else {})},
+            "nll_bits_per_picture": 40.0 + seed,
+            "points": [{"rate": rate, "tokens_per_item": float(rate["tokens"])} for rate in rates],
+            "class_accuracy_by_class": {"0": 0.25, "1": 0.5},
+            "speed": {"sample_seconds_per_picture": 0.5, "decode_seconds_per_picture": 0.25},
+        }
+        for seed in range(seeds)
+    ]
+    summary = []
+    for rate in rates:
+        values = distances[rate["tokens"]][:seeds]
+        spread = {"std": float(np.std(values, ddof=1)) if seeds > 1 else None, "min": min(values), "max": max(values)}
+        told = {"mean": float(np.mean(values)), **spread, "seeds": seeds}
+        summary.append({"rate": rate, "bits_per_picture": 10.0 * rate["tokens"], "scores": {DISTANCE: told}})
+    fixed = {"id": "generate-64-v1", "pictures": {"size": [64, 64]}, "guidance": 1.0, "sampling": {}, "decode": {}}
+    dataset = {"name": "pack", "split": "val", "count": 9, "total": 9, "limit": None, "sha256": data}
+    return {
+        "schema": 1,
+        "kind": "generation",
+        "tokenizer": tokenizer,
+        "tokenizer_sha256": f"t{tokenizer}",
+        "generator": {"name": name, "family": "autoregressive", "config": {"classes": 2}, "parameters": 5},
+        "dataset": dataset,
+        "train_dataset": {**dataset, "split": "train", "sha256": "tt"},
+        "protocol": {**fixed, "scorers": _MADE, "fingerprint": "ff", **(protocol or {})},
+        "runs": runs,
+        "anchors": {
+            "reconstructions": {DISTANCE: _score(30.0)},
+            "other_real_pictures": {DISTANCE: _score(20.0)},
+            "the_real_pictures": {"class_accuracy": _score(0.75)},
+        },
+        "environment": {"torch": "2"},
+        "summary": summary,
+    }
+
+
+@pytest.fixture(scope="session")
+def generation() -> Callable[..., dict[str, Any]]:
+    """`generation(name, tokens -> distance of each seed)` gives the values of a result file."""
+    return _generation

@@ -11,7 +11,7 @@ import pytest
 from eval.leaderboard.boards import CODEC, load_results, make_boards, rank, worst_items
 from eval.leaderboard.index_page import board_data
 from eval.leaderboard.plots import rate_lines, speed_lines
-from eval.leaderboard.words import compared_text, number, parameters_text, slug
+from eval.leaderboard.words import board_titles, compared_text, number, parameters_text, slug
 
 PSNR = {"unit": "dB", "better": "higher", "data_range": 255}
 KID = {"unit": "1/1000", "better": "lower", "sha256": "aa"}
@@ -26,6 +26,15 @@ def test_another_protocol_or_data_gives_another_board(results):
     assert [row.name for row in boards[0].rows][-1] == "near (steps=20)"
     assert boards[1].results[0].protocol.id == "image-64-v1+seed=7"
     assert boards[2].results[0].dataset.sha256 == "ee"
+
+
+def test_titles_tell_data_of_one_name_apart(results):
+    others = [replace(results[0], dataset=replace(results[0].dataset, sha256=sha256)) for sha256 in ("eeeeeeee11", "ffffffff22")]
+    other_rule = replace(results[0], protocol=replace(results[0].protocol, resize="adm-box-bicubic"))
+    assert board_titles(results[:1]) == ["pack, val: image-64-v1"]
+    titles = board_titles([results[0], *others])
+    assert titles == [f"pack, val: image-64-v1 (data {sha256})" for sha256 in ("dd", "eeeeeeee", "ffffffff")]
+    assert board_titles([results[0], other_rule]) == ["pack, val: image-64-v1", "pack, val: image-64-v1 #2"]
 
 
 def test_a_name_that_a_board_has_twice_is_numbered(results):

@@ -1,5 +1,6 @@
 """The site in headless Chromium, from the disk, without a network: sorting, filtering, comparing, the slider, a narrow screen."""
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import pytest
 
 from eval.leaderboard.boards import load_results, make_boards, rank
 from eval.leaderboard.command import build_site
+from eval.leaderboard.generation_boards import load_generations
 from eval.leaderboard.words import compared_text
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser; it is in the extra `test`")
@@ -32,13 +34,18 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def site(results, figures, measured, tmp_path_factory):
+def site(results, figures, measured, generation, tmp_path_factory):
     out = tmp_path_factory.mktemp("site")
     data = replace(results[0].dataset, name="other", sha256="ee", count=2)
     away = measured("elsewhere", {"full": [20.0, 21.0]}, bits={"full": 1.0}, dataset=data)  # other data: a board of its own
     h264 = next(result for result in load_results() if result.tokenizer == "h264")
     h264 = replace(h264, points=(h264.points[0], h264.points[-1]), items=())
-    build_site([*results, away, h264], out, reported=figures)
+    made = tmp_path_factory.mktemp("made")
+    distances = {"near_ar": [50.0, 51.0, 52.0], "far_ar": [80.0, 81.0, 82.0]}
+    for name, values in distances.items():
+        told = generation(name, {4: [value + 10 for value in values], 8: values}, tokenizer="flextok_nano")
+        (made / f"{name}.json").write_text(json.dumps(told))
+    build_site([*results, away, h264], out, generations=load_generations(made), reported=figures)
     return out
 
 
@@ -192,7 +199,39 @@ def test_clips_play_and_the_slider_changes_them(open_page):
     assert shown.count() == 3
 
 
-@pytest.mark.parametrize("path", ["index.html", "tokenizers/jpeg.html", "tokenizers/flextok_nano.html", "tokenizers/h264.html"])
+def test_generators_sort_and_reference_rows_stay_below(open_page):
+    page = open_page("index.html")
+    rows = """[...document.querySelectorAll('#made-0 tbody tr')]
+        .map(row => [row.querySelector('.name').textContent, row.querySelector('.rate').textContent].join(' '))"""
+    below = ["reconstructions tokens=8", "other real pictures –", "the real pictures –"]
+    ranked = ["near_ar tokens=8", "near_ar tokens=4", "far_ar tokens=8", "far_ar tokens=4"]
+    assert page.evaluate(rows) == ranked + below
+    assert page.locator("#made-0 thead th.rank").get_attribute("aria-sort") == "ascending"
+    page.locator("#made-0 thead th.chosen button").click()
+    page.locator("#made-0 thead th.chosen button").click()
+    assert page.evaluate(rows) == ranked[::-1] + below
+    page.locator("#made-0 thead th.name button").click()
+    assert [row.split(" ")[0] for row in page.evaluate(rows)[:4]] == ["far_ar", "far_ar", "near_ar", "near_ar"]
+    assert page.locator("#made-0 .plot svg[role=img]").get_attribute("aria-label").endswith("other real pictures: 20")
+    page.locator("#made-0 tbody .name a").first.click()
+    assert page.locator("h1").inner_text() == "far_ar"
+    page.get_by_role("link", name="flextok_nano").first.click()
+    assert page.locator("h1").inner_text() == "flextok_nano"
+
+
+def test_the_filters_of_a_wide_screen_stand_beside_their_title(open_page):
+    page = open_page("index.html")
+    boxes = page.evaluate("""[...document.querySelectorAll('#board-0 fieldset')[1].querySelectorAll('.fields > *')]
+        .map(part => part.getBoundingClientRect()).map(box => [box.left, box.bottom])""")
+    title = page.locator("#board-0 legend").nth(1).bounding_box()
+    assert all(left > title["x"] + title["width"] - 1 for left, _ in boxes)
+    assert len({round(bottom) for _, bottom in boxes}) == 1  # one row at 1280 px
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["index.html", "tokenizers/jpeg.html", "tokenizers/flextok_nano.html", "tokenizers/h264.html", "generators/far_ar.html"],
+)
 def test_a_narrow_screen_needs_no_scrolling_to_the_side(path, open_page):
     page = open_page(path, width=360)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

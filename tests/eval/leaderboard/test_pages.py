@@ -45,7 +45,7 @@ class Page(HTMLParser):
             self.tables.append([])
         elif tag == "tr" and self.tables:
             self.tables[-1].append([])
-        self.cell = tag in ("td", "th") or (self.cell and tag in ("a", "small", "wbr"))
+        self.cell = tag in ("td", "th") or (self.cell and tag in ("a", "small", "wbr", "br"))
         if tag in ("td", "th"):
             self.tables[-1][-1].append("")
 
@@ -234,6 +234,7 @@ def test_the_page_shows_every_rate_the_worst_and_the_protocol(flexible, tmp_path
     assert [row[0] for row in scores[1:]] == ["tokens=1", "tokens=4"]
     by_score = sorted((row for row in flexible.items if row.rate == "tokens=4"), key=lambda row: row.scores["psnr_db"])
     assert [row[0] for row in worst[1:]] == [row.key for row in by_score]
+    assert scores[0][2:3] == worst[0][2:3] == ["psnr_dbdB, higher is better"]
     assert flexible.protocol.fingerprint in text
     assert flexible.dataset.sha256 in text
     assert "GPL-3.0-or-later" in text
