@@ -115,6 +115,7 @@ SMALL: dict[str, Small] = {
     "tokenbridge": Small("tokenbridge", grid, {**_STACKS, **_HEAD}, {"steps": 3}),
     "tokenbridge_embedded": Small("tokenbridge", grid, {**_STACKS, **_HEAD, "embed_codes": True, "order": (1, 0)}, {"steps": 6}),
     "xar_cell": Small("xar", image_latents, {**_STACKS, "side": 2}, {"steps": 3}),
+    "xar_scale": Small("xar", image_latents, {**_STACKS, "entity": "scale"}, {"steps": 3}),
     "xar_subsample": Small("xar", image_latents, {**_STACKS, "side": 2, "entity": "subsample"}, {"steps": 3}),
 }
 

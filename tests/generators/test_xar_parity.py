@@ -32,7 +32,7 @@ def test_constants_of_the_file(case):
     weights = load_file(found.weights)
     table = torch.stack([weights["encoder_blocks.0.attn.rope.freqs_cos"], weights["encoder_blocks.0.attn.rope.freqs_sin"]], -1)
     close(gen.table, table[:, ::2], 1e-5)
-    assert torch.equal(group_mask([gen.size] * gen.entities), weights["mask"][0, 0] == 0)
+    assert torch.equal(group_mask(gen.sizes), weights["mask"][0, 0] == 0)
 
 
 @pytest.mark.parametrize("prefix", ["tf", "tf_null"])
@@ -41,7 +41,7 @@ def test_velocity_and_loss(case, prefix):
     io = found.io
     x = gen.entity_order(io["tf.latents"].permute(0, 2, 3, 1))
     times, noise, labels = io["tf.time"].T, sequence(io["tf.noise"]), io[f"{prefix}.labels"]
-    t = times.repeat_interleave(gen.size, 1)[..., None]
+    t = times.repeat_interleave(gen.sizes[0], 1)[..., None]
     noisy = (1 - t) * x + t * noise
     close(noisy, io["tf.noisy_sequence"], 1e-6)
     assert torch.equal((times.float() * 1000).floor().long().T, io["tf.time_int"])
@@ -56,7 +56,7 @@ def test_velocity_and_loss(case, prefix):
 def test_sampled_latents(case, cache):
     gen, found = case
     io, settings = found.io, found.config["sampling"]
-    start, noise = io["sample.init_noise"].transpose(0, 1), io["sample.sde_noise"].permute(2, 0, 1, 3, 4)
+    start, noise = io["sample.init_noise"].unbind(), io["sample.sde_noise"].transpose(1, 2).unbind()
     x = gen.solve(io["sample.labels"], start, noise, guidance=settings["cfg"], cache=cache)
     out = torch.empty_like(x)
     out[:, gen.order] = x
@@ -74,7 +74,7 @@ def test_velocities_of_the_first_entities(case):
     times = torch.tensor([[0.0, 1.0]]).expand(4, 2)
     assert io["sample.t_in.e1.s0"].sort().values.tolist() == [0.0] * 4 + [1.0] * 4
     second, _ = gen.velocity(io["sample.x_in.e1.s0"], times, both)
-    close(second[:, gen.size :], io["sample.v.e1.s0"])
+    close(second[:, gen.sizes[0] :], io["sample.v.e1.s0"])
 
 
 def test_solver_times_reach_the_network_as_published(case):
