@@ -40,6 +40,7 @@ def build_site(
     reported: Sequence[Reported] = (),
     packs: Mapping[str, str] | None = None,
     reconstruct: bool = True,
+    between: bool = True,
 ) -> list[Path]:
     """Write the site into a folder; all files are there, or none.
 
@@ -50,6 +51,7 @@ def build_site(
         reported: figures of others, for tables of their own.
         packs: name of a data set, as results have it -> where it lies; its worst items are shown then.
         reconstruct: show what tokenizers make of the sample pack, and samples of generators.
+        between: show the sample pack at every rate that a tokenizer has, not only at those that were measured.
 
     Returns:
         The files.
@@ -73,7 +75,7 @@ def build_site(
         _write(folder / "index.html", index)
         for name, address in pages.items():
             measured = [
-                _measured(result, place, titles[place], sources, reconstruct)
+                _measured(result, place, titles[place], sources, reconstruct, between)
                 for place, (board, _) in enumerate(boards)
                 for result in board.results
                 if result.tokenizer == name
@@ -143,13 +145,13 @@ class _Sources:
         return corpus
 
 
-def _measured(result: Result, place: int, title: str, sources: _Sources, reconstruct: bool) -> Measured:
+def _measured(result: Result, place: int, title: str, sources: _Sources, reconstruct: bool, between: bool) -> Measured:
     entry = _facts(result).entry
     made: Gallery | str = "This site was built without reconstructions."
     if reconstruct:
         corpus, numbers = sources.samples(result.protocol.modality)
         try:
-            made = make_gallery(result, corpus, numbers, entry=entry)
+            made = make_gallery(result, corpus, numbers, entry=entry, between=between)
         except Unavailable as error:
             made = str(error)
     worst: Gallery | str = f"To see them here, build the site with --data {result.dataset.name}=PLACE."

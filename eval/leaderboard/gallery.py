@@ -1,4 +1,4 @@
-"""What tokenizers and codecs make of pictures and recordings, at every rate that was measured, as parts of a page.
+"""What tokenizers and codecs make of pictures and recordings, at the rates that were measured or at all they have, as parts of a page.
 
 Reconstructions are made when the site is built, by the code that made what was scored, from weights that ship with the package.
 """
@@ -21,7 +21,7 @@ from eval.baselines.sounds import SOUND_CODECS, pyav
 from eval.baselines.video import VIDEO_CODECS
 from eval.clips import Clips
 from eval.leaderboard.words import number
-from eval.rates import at_rate, rate_text
+from eval.rates import Rate, at_rate, rate_text
 from eval.results import Result
 from eval.runner import Batch, Runner, batches, evaluation_mode, tensors_sha256
 from eval.sheet import spectrogram
@@ -37,6 +37,8 @@ SECONDS = 4.0  # of a recording
 FRAMES = 48  # of a clip
 _LOSSLESS_UP_TO = 160  # pixels a side; larger pictures are stored with a little loss, to keep the page small
 _BATCH = 8
+_STEPS = 64  # of a slider, about; tokenizers with more rates show some of them
+_BETWEEN = 90  # WebP quality of rates that were not measured
 
 
 class Unavailable(ValueError):
@@ -78,12 +80,14 @@ class Gallery:
         steps: the rates in words, rising.
         items: in the order asked for.
         side: longer side of the pictures or frames in pixels; 0 for sound.
+        between: some of the rates were not measured.
     """
 
     modality: str
     steps: Sequence[str]
     items: Sequence[Shown]
     side: int
+    between: bool = False
 
     @property
     def lossless(self) -> bool:
@@ -94,7 +98,7 @@ class Gallery:
 Remake = Callable[[Any], Iterator[tuple[Any, Tensor, list[float]]]]  # batch -> for each rate: items, failed, bits
 
 
-def make_gallery(result: Result, corpus: Any, numbers: Sequence[int], *, entry: Entry | None) -> Gallery:
+def make_gallery(result: Result, corpus: Any, numbers: Sequence[int], *, entry: Entry | None, between: bool = False) -> Gallery:
     """Reconstruct items of a corpus at every rate of a result.
 
     Args:
@@ -102,18 +106,21 @@ def make_gallery(result: Result, corpus: Any, numbers: Sequence[int], *, entry: 
         corpus: pictures, recordings or clips.
         numbers: of the items. Recordings and clips are cut to their first seconds.
         entry: of the catalog; None for codecs.
+        between: also at the rates between, where the tokenizer has them: every number of tokens or levels. Not for clips.
 
     Raises:
         Unavailable: no weights in the package, other weights than were measured, or a package is missing.
     """
     sound = result.protocol.modality == "audio"
-    remake = _codec(result) if entry is None else _tokenizer(result, entry)
+    between = between and result.protocol.modality != "video"
+    measured = [dict(point.rate) for point in result.points]
+    rates, remake = (measured, _codec(result)) if entry is None else _tokenizer(result, entry, between)
     if result.protocol.modality == "video":
         return _clip_gallery(result, corpus, numbers, remake)
     protocol: Any = result.protocol
     chosen = SoundSelection(corpus, numbers) if sound else Selection(corpus, numbers)
     read: Any = sound_batches if sound else batches
-    steps = [rate_text(dict(point.rate)) for point in result.points]
+    steps = [rate_text(rate) for rate in rates]
     shown = []
     for batch in read(chosen, protocol, range(len(numbers)), _BATCH, 0):
         keys = [chosen.key(i) for i in batch.index.tolist()]
@@ -122,15 +129,17 @@ def make_gallery(result: Result, corpus: Any, numbers: Sequence[int], *, entry: 
             batch = _shortened(batch)
         originals = list(batch.sounds.waves if sound else batch.pictures)
         again: list[list[Media | None]] = [[] for _ in originals]
-        for step, (items, failed, bits) in zip(steps, remake(batch), strict=True):
+        for rate, (items, failed, bits) in zip(rates, remake(batch), strict=True):
             for i, made in enumerate(items.waves if sound else items):
                 bad = bool(failed[i]) or bool(batch.unreadable[i])
-                again[i].append(None if bad else _media(made, originals[i], f"{step}, {number(bits[i])} {_unit(sound)}", protocol))
+                said = f"{rate_text(rate)}, {number(bits[i])} {_unit(sound)}"
+                again[i].append(None if bad else _media(made, originals[i], said, protocol, exact=rate in measured))
         shown += [
             Shown(key=key, original=_media(original, None, "original", protocol), again=row)
             for key, original, row in zip(keys, originals, again, strict=True)
         ]
-    return Gallery(modality=result.protocol.modality, steps=steps, items=shown, side=0 if sound else max(protocol.size))
+    side = 0 if sound else max(protocol.size)
+    return Gallery(modality=protocol.modality, steps=steps, items=shown, side=side, between=len(rates) > len(measured))
 
 
 def _clip_gallery(result: Result, corpus: Any, numbers: Sequence[int], remake: "Remake") -> Gallery:
@@ -163,7 +172,7 @@ def _shortened(batch: SoundBatch) -> SoundBatch:
 # -- who makes them --------------------------------------------------------------------------------------------------
 
 
-def _tokenizer(result: Result, entry: Entry) -> Remake:
+def _tokenizer(result: Result, entry: Entry, between: bool) -> tuple[list[Rate], Remake]:
     import zoo
 
     if not entry.embedded:
@@ -174,18 +183,33 @@ def _tokenizer(result: Result, entry: Entry) -> Remake:
     sound = result.protocol.modality == "audio"
     kind: Any = {"audio": SoundRunner, "video": VideoRunner, "image": Runner}[result.protocol.modality]
     runner = kind(tokenizer, result.protocol)
+    measured = [dict(point.rate) for point in result.points]
+    rates = _with_between(measured, tokenizer) if between else measured
 
     def remake(batch: Any) -> Iterator[tuple[Any, Tensor, list[float]]]:
         with evaluation_mode(tokenizer):
             tokens, failed = runner.encode(batch)
-            for point in result.points:
-                cut = at_rate(tokens, dict(point.rate))
+            for rate in rates:
+                cut = at_rate(tokens, rate)
                 items, broken = runner.decode(cut, batch)
                 counted = runner.counted(cut, batch)
                 bits = counted.bits_per_second() if sound else counted.bits_per_pixel()
                 yield items, failed | broken, bits.tolist()
 
-    return remake
+    return rates, remake
+
+
+def _with_between(measured: list[Rate], tokenizer: Any) -> list[Rate]:
+    """Rates of a result and those between them: all, or evenly chosen ones of a tokenizer with very many."""
+    axis, spec = next(iter(measured[0]), ""), tokenizer.spec
+    if axis == "tokens" and not spec.segments and tokenizer.info.tokens is not None:
+        there = range(1, tokenizer.info.tokens + 1)
+    elif axis == "depth":
+        there = spec.depths
+    else:
+        return measured
+    chosen = {*there[:: -(-len(there) // _STEPS)], *(rate[axis] for rate in measured)}
+    return [{axis: k} for k in sorted(chosen)]
 
 
 def _codec(result: Result) -> Remake:
@@ -239,7 +263,7 @@ def _coded_clips(codec: Any, result: Result, batch: ClipBatch) -> Iterator[tuple
 # -- what is put into the page ---------------------------------------------------------------------------------------
 
 
-def _media(item: Tensor, original: Tensor | None, said: str, protocol: Any) -> Media:
+def _media(item: Tensor, original: Tensor | None, said: str, protocol: Any, *, exact: bool = True) -> Media:
     if protocol.modality == "audio":
         drawn = webp_address(spectrogram(item, protocol.sample_rate, seconds=SECONDS), lossless=False, quality=70)
         return Media(picture=drawn, sound=_flac(item, protocol.sample_rate), said=said)
@@ -248,7 +272,8 @@ def _media(item: Tensor, original: Tensor | None, said: str, protocol: Any) -> M
         psnr = 100.0 if error == 0 else min(100.0, 10 * math.log10(255**2 / error))
         said = f"{said}, PSNR {psnr:.1f} dB"
     image = Image.fromarray(item.permute(1, 2, 0).contiguous().numpy())
-    return Media(picture=webp_address(image, lossless=max(image.size) <= _LOSSLESS_UP_TO, quality=92), said=said)
+    lossless = exact and max(image.size) <= _LOSSLESS_UP_TO
+    return Media(picture=webp_address(image, lossless=lossless, quality=92 if exact else _BETWEEN), said=said)
 
 
 def _clip(frames: Tensor, original: Tensor | None, frame_rate: float, said: str) -> Media:

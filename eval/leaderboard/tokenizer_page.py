@@ -175,6 +175,8 @@ def _gallery(name: str, gallery: Gallery, labels: Mapping[str, str], result: Res
         stored = "Clips are cut to their first frames and stored as VP9 of quality 16, which costs a little of what is seen here."
     elif not gallery.lossless:
         stored = "Pictures are stored as WebP of quality 92."
+    if gallery.between and gallery.modality == "image":
+        stored = f"{stored} Rates between those of the table are stored as WebP of quality 90.".strip()
     steps = json.dumps(list(gallery.steps), ensure_ascii=False).replace("<", "\\u003c")
     items = "\n".join(_shown(shown, labels[shown.key]) for shown in gallery.items)
     return (

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -142,6 +143,26 @@ def test_what_is_shown_is_what_was_scored(flexible):
     assert f"{bits:.4g} bit/px" in gallery.items[0].again[1].said
 
 
+def test_the_slider_has_every_length(flexible):
+    entry = zoo.info("flextok_nano")
+    gallery = make_gallery(flexible, open_images("samples"), [1], entry=entry, between=True)
+    assert list(gallery.steps) == [f"tokens={k}" for k in range(1, entry.tokens + 1)]
+    (shown,) = gallery.items
+    measured = make_gallery(flexible, open_images("samples"), [1], entry=entry).items[0].again
+    assert [shown.again[k - 1].picture for k in (1, 4)] == [media.picture for media in measured], "measured rates without loss"
+    pictures = [picture(media.picture).astype(float) for media in shown.again]
+    assert all((a != b).any() for a, b in itertools.pairwise(pictures))
+    original = picture(shown.original.picture).astype(float)
+    for k, made in enumerate(pictures, start=1):
+        psnr = 10 * np.log10(255**2 / ((made - original) ** 2).mean())
+        assert shown.again[k - 1].said.endswith("dB")
+        assert float(shown.again[k - 1].said.split()[-2]) == pytest.approx(psnr, abs=0.3), (
+            k
+        )  # what is stored is nearly what is told
+    sizes = [len(media.picture) for media in shown.again]
+    assert sum(sizes) < 4_000 * len(sizes)
+
+
 def test_a_tokenizer_with_one_rate_is_decoded_as_it_decodes():
     tokenizer = zoo.load("kl_vae_nano")
     result = evaluate(tokenizer, open_images("samples"), limit=1, scorers=["psnr_db"], progress=False)
@@ -226,7 +247,7 @@ def stored_opus():
 
 
 def test_the_page_shows_every_rate_the_worst_and_the_protocol(flexible, tmp_path):
-    build_site([flexible], tmp_path, packs={"images": "samples"})
+    build_site([flexible], tmp_path, packs={"images": "samples"}, between=False)
     text = (tmp_path / "tokenizers" / "flextok_nano.html").read_text()
     page = Page(text)
     assert text.count('data-step="0"') == text.count('data-step="1"') == 12 + 2  # the sample pack, and the worst of two items
