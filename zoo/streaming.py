@@ -49,6 +49,12 @@ class Stream(ABC):
     def _decode(self, tokens: Tokens | None, *, last: bool) -> Tensor | None:
         """Take the next tokens and give the signal `(b, c, t[, h, w])` that became final; `None` tokens come only at `last`."""
 
+    def _decode_parts(self, tokens: Tokens | None, *, last: bool) -> Iterator[Tensor]:
+        """Give the same as `_decode`, one part after the other where a family can."""
+        y = self._decode(tokens, last=last)
+        if y is not None:
+            yield y
+
     def _side(self) -> dict[str, Tensor]:
         """Side tensors of the tokens that `_encode` has just given."""
         return {}
@@ -101,21 +107,8 @@ class Stream(ABC):
         Raises:
             ValueError: tokens of another tokenizer, codes outside the vocabulary, or a stream that has ended.
         """
-        name = self._begin("decode")
-        if tokens is None and not last:
-            raise ValueError(f"{name}: tokens=None before the end. Give tokens, or say last=True.")
-        if tokens is not None:
-            self._check_part(name, tokens)
-            self._promised += int(tokens.extent[0, 0])
-            self._sides = tuple(tokens.extent[0, 1:].tolist())
-        self._ended["decode"] = last
-        y = self._decode(tokens, last=last)
-        if y is None:
-            return None
-        y = y[:, :, : self._promised - self._given]
-        self._given += y.shape[2]
-        y = y[(slice(None), slice(None), slice(None), *(slice(side) for side in self._sides))]
-        return y if y.shape[2] else None
+        parts = list(self._decoded(tokens, last))
+        return torch.cat(parts, 2) if len(parts) > 1 else parts[0] if parts else None
 
     def encode_all(self, chunks: Iterable[Tensor]) -> Iterator[Tokens]:
         """Encode chunks from a reader, one after the other, up to the last."""
@@ -127,9 +120,7 @@ class Stream(ABC):
     def decode_all(self, parts: Iterable[Tokens]) -> Iterator[Tensor]:
         """Decode parts, one after the other, up to the last."""
         for tokens, last in _with_last(parts):
-            y = self.decode(tokens, last=last)
-            if y is not None:
-                yield y
+            yield from self._decoded(tokens, last)
 
     # -- inner steps ---------------------------------------------------------------------------------------------------------
 
@@ -138,6 +129,22 @@ class Stream(ABC):
         if self._ended[verb]:
             raise ValueError(f"{name}: this stream has ended with last=True. Make a new one by stream().")
         return name
+
+    def _decoded(self, tokens: Tokens | None, last: bool) -> Iterator[Tensor]:
+        """Check tokens, and give what they make final, part by part."""
+        name = self._begin("decode")
+        if tokens is None and not last:
+            raise ValueError(f"{name}: tokens=None before the end. Give tokens, or say last=True.")
+        if tokens is not None:
+            self._check_part(name, tokens)
+            self._promised += int(tokens.extent[0, 0])
+            self._sides = tuple(tokens.extent[0, 1:].tolist())
+        self._ended["decode"] = last
+        for y in self._decode_parts(tokens, last=last):
+            y = y[:, :, : self._promised - self._given]
+            self._given += y.shape[2]
+            if y.shape[2]:
+                yield y[(slice(None), slice(None), slice(None), *(slice(side) for side in self._sides))]
 
     def _padded(self, x: Tensor) -> Tensor:
         """Bring the sides of frames to a legal size, as `Tokenizer.encode` does."""

@@ -117,6 +117,16 @@ def test_memory_is_two_frames_for_each_convolution():
     assert sizes[10] > 0
 
 
+def test_what_the_decoder_holds_back_comes_in_parts_no_larger_than_a_step(public):
+    _, tok = public
+    z = torch.randn(1, 7, 1, 2, 4, generator=torch.Generator().manual_seed(0))
+    stream = tok.stream()
+    tokens = replace(tok.encode(clip(49, (16, 32))), data=z)
+    counts = [y.shape[2] for y in stream.decode_all([tokens])]
+    assert sum(counts) == 49
+    assert max(counts) <= 8
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

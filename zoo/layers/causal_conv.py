@@ -28,11 +28,17 @@ class Memory:
     Attributes:
         kept: frames, keys and values that a layer needs again; empty before the first step.
         ending: the signal has ended, and a layer that holds something back gives it now.
+        turn: the layer that does so in this call, where they do so one after the other; None: all of them.
     """
 
     def __init__(self) -> None:
         self.kept: dict[nn.Module, Tensor] = {}
         self.ending = False
+        self.turn: nn.Module | None = None
+
+    def ends(self, layer: nn.Module) -> bool:
+        """Tell whether `layer` gives what it holds back in this call."""
+        return self.ending and self.turn in (None, layer)
 
     def size(self) -> int:
         """Bytes that are kept."""
@@ -139,7 +145,7 @@ class LinearUpsample(nn.Module):
     """Twice the frames by linear interpolation, the frames of the first step on their own.
 
     Frame i of a stretch becomes `(x[i-1] + 3 x[i]) / 4` and `(3 x[i] + x[i+1]) / 4`, with the ends repeated. The second waits
-    for the next frame, so the output is one frame behind until `memory.ending`.
+    for the next frame, so the output is one frame behind until it ends.
     """
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
@@ -155,7 +161,7 @@ class LinearUpsample(nn.Module):
         between = torch.stack([torch.lerp(left, right, 0.25), torch.lerp(left, right, 0.75)], 2).flatten(1, 2)
         parts = [between] if before.shape[1] else [x[:, :1], between]
         memory.kept[self] = frames[:, -1:].clone()
-        if memory.ending:
+        if memory.ends(self):
             parts.append(frames[:, -1:])
             memory.kept[self] = x[:, :0]
         return torch.cat(parts, 1)

@@ -4,11 +4,11 @@ Chunks of any length come in; they are cut into a first step and steps of a fixe
 A whole clip is one chunk. So the result does not depend on how the signal was cut, to the last bit, and memory is that of one step.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.layers.causal_conv import Memory
 from zoo.streaming import Stream
@@ -30,7 +30,9 @@ class Stepper:
         multiple: what the lengths of all steps but the first are a multiple of; the end of the signal is filled up with its last
             frame.
         alone: frames at the beginning that do not count for `multiple` where the first step is the last.
-        flush: at the end call the network once more, on nothing and with `memory.ending`, for what it holds back.
+        flush: at the end call the network once more, on nothing and with `memory.ending`, for what it holds back. Or the layers
+            that hold something back, from first to last: then a call for each of them, and what comes out of a call is never much
+            more than what comes out of a step.
     """
 
     def __init__(
@@ -41,21 +43,33 @@ class Stepper:
         size: int,
         multiple: int = 1,
         alone: int = 0,
-        flush: bool = False,
+        flush: bool | Sequence[nn.Module] = False,
     ) -> None:
-        self.network, self.size, self.multiple, self.flush = network, size, multiple, flush
+        self.network, self.size, self.multiple = network, size, multiple
+        self.turns: Sequence[nn.Module | None] = ([None] if flush else []) if isinstance(flush, bool) else flush
         self.memory = Memory()
         self.held: Tensor | None = None  # of a step that is not complete
         self.next, self.alone = first, alone
 
     def push(self, x: Tensor, *, last: bool) -> Tensor | None:
         """Give all that became final with the next chunk `(b, t, ...)`; t = 0 is allowed at the end."""
-        parts = [self.network(step, self.memory) for step in self._steps(x, last)]
-        if last and self.flush:
-            self.memory.ending = True
-            parts.append(self.network(x[:, :0], self.memory))
-        parts = [part for part in parts if part.shape[1]]
+        parts = list(self.parts(x, last=last))
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0] if parts else None
+
+    def parts(self, x: Tensor, *, last: bool) -> Iterator[Tensor]:
+        """Give the same as `push`, one part after the other: none is kept here."""
+        for y in self._calls(x, last):
+            if y.shape[1]:
+                yield y
+
+    def _calls(self, x: Tensor, last: bool) -> Iterator[Tensor]:
+        for step in self._steps(x, last):
+            yield self.network(step, self.memory)
+        if last and self.turns:
+            self.memory.ending = True
+            for turn in self.turns:
+                self.memory.turn = turn
+                yield self.network(x[:, :0], self.memory)
 
     def _steps(self, x: Tensor, last: bool) -> Iterator[Tensor]:
         held = x if self.held is None else torch.cat([self.held, x], 1)
@@ -91,10 +105,14 @@ class StepStream(Stream):
         return None if data is None else self.final(data)
 
     def _decode(self, tokens: Tokens | None, *, last: bool) -> Tensor | None:
+        parts = list(self._decode_parts(tokens, last=last))
+        return torch.cat(parts, 2) if len(parts) > 1 else parts[0] if parts else None
+
+    def _decode_parts(self, tokens: Tokens | None, *, last: bool) -> Iterator[Tensor]:
         data = self._empty if tokens is None else tokens.data
         if data is None:
-            return None
+            return
         data = data.to(self.tok.dtype) if data.is_floating_point() else data
-        self._empty = data[:, :0]
-        y = self.decoder.push(data, last=last)
-        return None if y is None else y.permute(0, 4, 1, 2, 3)
+        self._empty = data[:, :0].clone()
+        for y in self.decoder.parts(data, last=last):
+            yield y.permute(0, 4, 1, 2, 3)

@@ -7,7 +7,8 @@ position stands for 8 frames of 32 x 32 pixels, the first for one frame.
 The encoder is causal. The decoder of the public weights is not: each of its convolutions looks one frame ahead, altogether 173 or
 191 frames of the result (`info.lookahead_frames`), which is more than most clips have. No norm and no layer takes more, so a stream
 is still exact: a convolution gives a frame when the next one has come, and at the end takes the last frame for the one that is
-missing, as the class does. Memory is two frames for each convolution, whatever the length of the clip.
+missing, as the class does. They end one after the other, so that no step is larger than the others. Memory is two frames for each
+convolution, whatever the length of the clip.
 
     convolution that looks ahead     frames in  0 1 2 3 4 end       frames out  - 0 1 2 3 4
     what goes around it              waits for the frames that come out
@@ -148,7 +149,7 @@ def _conv(layer: Any, x: Tensor, memory: Memory) -> Tensor:
         x = torch.cat([past, x], 2)
     elif x.shape[2]:
         x = torch.cat([x[:, :, :1]] * (kernel - 1 if layer.is_causal else kernel // 2) + [x], 2)
-    if memory.ending and not layer.is_causal and x.shape[2]:
+    if memory.ends(layer) and not layer.is_causal and x.shape[2]:
         x = torch.cat([x] + [x[:, :, -1:]] * (kernel // 2), 2)
     count = max(0, (x.shape[2] - kernel) // stride[0] + 1)
     if past is not None or x.shape[2]:
@@ -156,6 +157,10 @@ def _conv(layer: Any, x: Tensor, memory: Memory) -> Tensor:
     if not count:
         return x.new_zeros(x.shape[0], layer.out_channels, 0, x.shape[3] // stride[1], x.shape[4] // stride[2])
     return layer.conv(x[:, :, : (count - 1) * stride[0] + kernel])
+
+
+def _looks_ahead(layer: nn.Module) -> bool:
+    return hasattr(layer, "is_causal") and not layer.is_causal and layer.kernel_size[0] > 1
 
 
 def _over_channels(norm: nn.Module, x: Tensor) -> Tensor:
@@ -369,7 +374,7 @@ class LTXVideoVAE(GaussianVideo, Tokenizer):
 
     def decoder_steps(self) -> Stepper:
         network = _Decoder(self.vae.decoder, self.config.patch, self.config.decode_timestep)
-        return Stepper(network, first=1, size=1, flush=not self.config.decoder_causal)
+        return Stepper(network, first=1, size=1, flush=[layer for layer in self.vae.decoder.modules() if _looks_ahead(layer)])
 
 
 _KEYS = {
