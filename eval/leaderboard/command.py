@@ -6,6 +6,7 @@ The pages open from a disk, without a network. Reconstructions are made of the s
 import argparse
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ def build_site(
         index = make_index(boards, reported, pages, generations=made, generator_pages=makers)
         _write(folder / "index.html", index)
         for name, address in pages.items():
+            shown: dict[str, str] = {}
             measured = [
-                _measured(result, place, titles[place], sources, reconstruct, between)
+                _measured(result, place, titles[place], sources, reconstruct, between, shown)
                 for place, (board, _) in enumerate(boards)
                 for result in board.results
                 if result.tokenizer == name
@@ -145,13 +147,20 @@ class _Sources:
         return corpus
 
 
-def _measured(result: Result, place: int, title: str, sources: _Sources, reconstruct: bool, between: bool) -> Measured:
+def _measured(
+    result: Result, place: int, title: str, sources: _Sources, reconstruct: bool, between: bool, shown: dict[str, str]
+) -> Measured:
+    """Make what is seen of a result; `shown` keeps what the page has of the sample pack already: protocol and rates -> title."""
     entry = _facts(result).entry
     made: Gallery | str = "This site was built without reconstructions."
-    if reconstruct:
+    key = f"{replace(result.protocol, scorers={}).fingerprint} {[dict(point.rate) for point in result.points]}"
+    if reconstruct and key in shown:
+        made = f"The sample pack at these rates is shown above, under {shown[key]}."
+    elif reconstruct:
         corpus, numbers = sources.samples(result.protocol.modality)
         try:
             made = make_gallery(result, corpus, numbers, entry=entry, between=between)
+            shown[key] = title
         except Unavailable as error:
             made = str(error)
     worst: Gallery | str = f"To see them here, build the site with --data {result.dataset.name}=PLACE."

@@ -1,4 +1,4 @@
-"""What tokenizers and codecs make of pictures and recordings, at the rates that were measured or at all they have, as parts of a page.
+"""What tokenizers and codecs make of pictures and recordings, at the rates that were measured or at all, as parts of a page.
 
 Reconstructions are made when the site is built, by the code that made what was scored, from weights that ship with the package.
 """

@@ -1,6 +1,7 @@
 """The page of one tokenizer or codec: scores at every rate, reconstructions, what it does worst, and how all that was measured."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -48,7 +49,7 @@ class Measured:
         result: the result.
         place: of its board on the first page.
         title: of that board.
-        samples: items of the sample pack at every rate, or why there are none.
+        samples: items of the sample pack at every rate, or why there are none here.
         worst: its worst items at every rate, in the order of `worst_items`; or why there are none.
         records: of the worst items, from the data: key -> what the pack says of it.
     """
@@ -78,7 +79,7 @@ def make_page(name: str, facts: Facts, measured: Sequence[Measured], reported: S
         title=name,
         summary=escape(summary),
         facts=_facts(facts),
-        sections="\n".join(_section(i, part) for i, part in enumerate(measured)),
+        sections=_overview(measured) + "\n".join(_section(i, part) for i, part in enumerate(measured)),
         reported=own,
         credits=_credits(measured),
         version=escape(__version__),
@@ -107,6 +108,37 @@ def _facts(facts: Facts) -> str:
     }
     body = "".join(f"<div><dt>{key}</dt><dd>{escape(str(value))}</dd></div>" for key, value in rows.items() if value)
     return f'<dl class="facts">{body}</dl>'
+
+
+def _overview(measured: Sequence[Measured]) -> str:
+    """A table of all results of the page: at the last rate, the scores that several of them have; empty for one result."""
+    if len(measured) < 2:
+        return ""
+    results = [part.result for part in measured]
+    counted = Counter(name for result in results for name in result.points[-1].scores)
+    names = [name for name, times in counted.items() if times > 1 and _one_definition(name, results)]
+    head = '<th scope="col">Data and protocol</th><th scope="col">Items</th><th scope="col">Rate</th>'
+    head += "".join(score_head(name, _defined(name, results)) for name in names)
+    rows = []
+    for i, part in enumerate(measured):
+        point = part.result.points[-1]
+        cells = "".join(f"<td>{_score(point.scores.get(name))}</td>" for name in names)
+        rows.append(
+            f'<tr><th scope="row"><a href="#result-{i}">{escape(part.title)}</a></th><td>{part.result.dataset.count:,}</td>'
+            f"<td>{escape(rate_text(dict(point.rate)))}</td>{cells}</tr>"
+        )
+    table = scrolling("All results", f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
+    note = "At the last rate of each. Numbers of different data say how it does elsewhere; they rank nothing."
+    return f'<section id="results"><h2>On all data sets</h2>\n<p class="soft note">{note}</p>\n{table}</section>\n'
+
+
+def _defined(name: str, results: Sequence[Result]) -> Mapping[str, Any]:
+    return next((result.protocol.scorers[name] for result in results if name in result.protocol.scorers), {})
+
+
+def _one_definition(name: str, results: Sequence[Result]) -> bool:
+    definition = _defined(name, results)
+    return all(result.protocol.scorers.get(name, definition) == definition for result in results)
 
 
 def _section(place: int, part: Measured) -> str:

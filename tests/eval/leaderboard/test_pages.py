@@ -269,6 +269,32 @@ def test_the_page_shows_every_rate_the_worst_and_the_protocol(flexible, tmp_path
     assert 'id="board-0"' in index
 
 
+def test_several_data_sets_stand_side_by_side_on_a_page(results, measured, tmp_path):
+    jpeg = results[3]
+    harder = measured(
+        "jpeg",
+        {"quality=10": [20.0, 21.0], "quality=90": [30.0, 32.0]},
+        bits={"quality=10": 0.6, "quality=90": 3.0},
+        weights_sha256=None,
+        dataset=replace(jpeg.dataset, sha256="ee", count=2, total=2),
+    )
+    build_site([jpeg, harder], tmp_path)
+    text = (tmp_path / "tokenizers" / "jpeg.html").read_text()
+    table = Page(text).tables[0]
+    titles = ["pack, val: image-64-v1 (data dd)", "pack, val: image-64-v1 (data ee)"]
+    assert [row[:3] for row in table[1:]] == [[titles[0], "40", "quality=90"], [titles[1], "2", "quality=90"]]
+    assert table[0][3].startswith("psnr_db")
+    assert table[2][3].startswith("31")
+    assert text.count('class="gallery') == 1, "the sample pack is shown once"
+    assert f"is shown above, under {titles[0]}" in text
+    assert 'href="#result-1"' in text
+    assert 'id="result-1"' in text
+    index = Page((tmp_path / "index.html").read_text())
+    assert [len(index.tables), *(len(board) for board in index.tables)] == [2, 3, 3]
+    build_site([jpeg], tmp_path / "one", reconstruct=False)
+    assert "On all data sets" not in (tmp_path / "one" / "tokenizers" / "jpeg.html").read_text()
+
+
 def test_without_the_data_the_worst_are_listed(results, tmp_path):
     build_site(results[:1], tmp_path, reconstruct=False)
     page = Page((tmp_path / "tokenizers" / "near.html").read_text())
