@@ -1,9 +1,6 @@
 """FlexAR against tensors of the public implementation (tests/parity/flexar/*/README.md), its text, and how its files are read."""
 
 import functools
-import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import zoo
 import zoo.generators as generators
 import zoo.hub
+from tests import hub_server
 from zoo.generators.text import TextCondition, TextTower
 from zoo.tokens import Tokens
 
@@ -285,11 +283,6 @@ def test_load_by_name(name, case, parity, monkeypatch, caplog):
 
 def test_load_from_a_repository(text, by_text, tmp_path, monkeypatch):
     """Named by its repository: config.yaml and the weights come from one commit, over HTTP."""
-    path = Path(__file__).parents[1] / "hub_server.py"
-    spec = importlib.util.spec_from_file_location("hub_server", path)
-    hub_server = importlib.util.module_from_spec(spec)
-    sys.modules["hub_server"] = hub_server
-    spec.loader.exec_module(hub_server)
     with hub_server.HubServer() as server:
         options = {"endpoint": server.url, "cache_dir": tmp_path / "cache", "token": False}
         for name in ("fetch", "fetch_folder"):

@@ -7,7 +7,9 @@ import torch
 
 import zoo
 import zoo.generators as generators
+from tests.generators.text_tower import write_tower
 from zoo.generators.maskgit_video import Scene
+from zoo.generators.text import TextTower
 
 SIZES = dict(width=16, depth_blocks=1, heads=2, head=8, bias_width=8)
 
@@ -167,6 +169,18 @@ def test_a_story_is_as_long_as_its_scenes(filmed):
     other = gen.story(tok, [scenes[0], Scene(frames=24, condition=third)], n=2, seed=1, steps=2, temperature=20.0)
     assert torch.equal(other[:, :, :5], video[:, :, :5])
     assert not torch.equal(other[:, :, 5:], video[:, :, 5:])
+
+
+def test_a_story_of_prompts(filmed, tmp_path):
+    """Scenes may be told in words; a prompt for all videos is embedded as its scene needs it."""
+    gen, tok = filmed
+    gen.use_text_tower(TextTower.load(write_tower(tmp_path, width=20)))
+    told = [Scene(frames=5, condition="a red apple"), Scene(frames=8, condition="two boats")]
+    video = gen.story(tok, told, n=2, seed=1, steps=2, guidance=2.0)
+    shown = [Scene(frames=scene.frames, condition=gen.encode_text(scene.condition)) for scene in told]
+    assert torch.equal(gen.story(tok, shown, n=2, seed=1, steps=2, guidance=2.0), video)
+    other = [told[0], Scene(frames=8, condition="a tree")]
+    assert not torch.equal(gen.story(tok, other, n=2, seed=1, steps=2, guidance=2.0)[:, :, 5:], video[:, :, 5:])
 
 
 def test_a_story_goes_on_from_the_last_frames(filmed):

@@ -1,30 +1,18 @@
 """Text as a condition: the tower from folders and repositories, and every family that takes text."""
 
 import functools
-import importlib.util
 import json
 import logging
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import zoo.generators as generators
 import zoo.hub
+from tests import hub_server
+from tests.generators import text_tower
 from zoo.generators.text import TextCondition, TextTower
 
-
-def _beside(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-text_tower = _beside(Path(__file__).with_name("text_tower.py"))
-hub_server = _beside(Path(__file__).parents[1] / "hub_server.py")
 WIDTH, LONGEST = text_tower.WIDTH, text_tower.LONGEST
 TEXTS = ["a red apple", "two boats on the tree", ""]
 FAMILIES = {
