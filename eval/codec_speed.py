@@ -87,7 +87,8 @@ def compare(tok: Tokenizer, *, seconds: float, calls: int = 5) -> Comparison:
     x = (noise * 0.2).clamp(-1, 1)
     with torch.inference_mode():
         (library_encode, zoo_encode), (codes, tokens) = in_turn([lambda: _library(tok, x), lambda: tok.encode(x)], calls)
-        same = replace(tokens, data=codes.transpose(1, 2))  # a code that is as near as another differs by rounding alone
+        theirs = torch.full_like(tokens.extent, _library_sound(tok, codes).shape[2])  # an odd stride leaves them short of a hop
+        same = replace(tokens, data=codes.transpose(1, 2), extent=theirs)  # a code as near as another differs by rounding alone
         coded = [lambda: _library_sound(tok, codes), lambda: tok.decode(same)]
         (library_decode, zoo_decode), (sound, y) = in_turn(coded, calls)
     shared = min(y.shape[2], sound.shape[2])

@@ -61,6 +61,21 @@ def test_twice_as_fast_with_the_same_codes(pair):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
+def test_never_slower_on_short_sound(pair):
+    public, tok = pair
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            for seconds in (0.1, 0.3, 1.0):
+                x = sound(seconds)
+                theirs = in_turn([lambda x=x: public.decode(public.encode(x)), lambda x=x: tok.decode(tok.encode(x))], 9)[0]
+                assert theirs[0] / theirs[1] >= 0.98, f"{seconds} s: {theirs[0]:.3f} s against {theirs[1]:.3f} s"
+    finally:
+        torch.set_num_threads(threads)
+
+
 _PEAK = """
 import resource, sys, torch
 from zoo.audio.snac import Snac, SnacConfig

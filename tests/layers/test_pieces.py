@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -186,6 +186,44 @@ def test_what_is_settled_comes_at_once_and_nothing_before():
         assert given >= 3 * (i + 1 - math.ceil(chain.later()))
     assert given + chain.push(x[..., 19:], last=True).shape[2] == 60
     close(run(Chain(steps()), x, piece=7), run(Chain(steps()), x, piece=100))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    length=st.integers(1, 60), kernel=st.integers(2, 7), stride=st.integers(1, 2), dilation=st.integers(1, 3),
+    left=st.integers(0, 9), right=st.integers(0, 9), mode=st.sampled_from(["constant", "replicate"]), depthwise=st.booleans(),
+)  # fmt: skip
+def test_a_short_signal_taken_plainly(length, kernel, stride, dilation, left, right, mode, depthwise):
+    torch.manual_seed(0)
+    conv = nn.Conv1d(4, 4, kernel, stride=stride, dilation=dilation, groups=4 if depthwise else 1)
+    inner, last = nn.Conv1d(4, 4, 5, padding=2), nn.Conv1d(4, 2, 1)
+    up = nn.ConvTranspose1d(4, 4, 4, 2)
+
+    def chain():
+        first = ConvStep(conv, left=left, right=right, mode=mode, whole_strides=True)
+        branch = ResidualStep(Chain([ActivationStep(elu), same_step(inner)]))
+        split = SplitStep(Chain([branch, ActivationStep(elu), TransposeStep(up, trim_left=1, trim_right=1)]), piece=3)
+        return Chain([first, split, same_step(last)])
+
+    x = signal(length, 4)
+    span = (kernel - 1) * dilation + 1
+    padded = F.pad(x, (left, right + -length % stride), mode=mode)
+    assume(padded.shape[2] >= span)
+    h = conv(padded)
+    wanted = last(up(F.elu(h + inner(F.elu(h))))[..., 1:-1])
+    before = x.clone()
+    close(run(chain(), x, piece=4, short=2 * length), wanted)
+    close(run(chain(), x, piece=4, short=2 * length - 1), wanted)
+    assert torch.equal(x, before)
+
+
+def test_plain_steps_leave_the_weights_in_their_order():
+    conv, up = nn.Conv1d(4, 4, 3, padding=1), nn.ConvTranspose1d(4, 4, 4, 2)
+    for short in (0, 2 * 300):
+        steps = [same_step(conv), TransposeStep(up, trim_right=2)]
+        run(Chain([SplitStep(Chain(steps), piece=100)]), signal(300, 4), piece=300, short=short)
+        ready = [step.product is not None for step in steps]
+        assert ready == [not short and not torch.is_grad_enabled()] * 2
 
 
 @settings(max_examples=40, deadline=None)

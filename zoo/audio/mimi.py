@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from zoo.tokens import Tokens
 __all__ = ["Mimi", "MimiConfig"]
 
 _PIECE = 64  # positions of a piece of a whole signal
+_SHORT = 3  # positions up to which the modules' own kernels are as fast: measured
 _SMALLEST_USAGE = 1e-5
 
 
@@ -105,15 +106,48 @@ class MimiConfig(Config):
 # -- attention over a window -------------------------------------------------------------------------------------------------------
 
 
-class WindowAttention(Step):
-    """One layer of the library's transformer, piece by piece: each step attends to itself and the `window` - 1 before it.
+class _Places(NamedTuple):
+    """What the attention needs to know of a piece's positions."""
 
-    The keys and values of the last `window` - 1 steps are kept beside those of the piece, so that its first steps too see all of
-    their window. Angles of the rotary positions are computed in float64: they stay exact after hours.
+    cos: Tensor  # (count, head)
+    sin: Tensor
+    seen: Tensor  # (count, kept + count), bool
+
+
+class _Window:
+    """The places of a piece, which all layers of a transformer share: each step sees itself and the `size` - 1 before it.
+
+    Angles of the rotary positions are computed in float64: they stay exact after hours.
     """
 
-    def __init__(self, layer: Any, *, heads: int, window: int, rope_base: float) -> None:
-        self.layer, self.heads, self.window, self.rope_base = layer, heads, window, rope_base
+    def __init__(self, size: int, rope_base: float) -> None:
+        self.size, self.rope_base = size, rope_base
+        self.key: tuple[int, int, int] | None = None
+        self.places: _Places | None = None
+
+    def at(self, position: int, count: int, kept: int, like: Tensor) -> _Places:
+        """The places of `count` steps from a position on, before which so many are kept; for queries `like (b, heads, n, head)`."""
+        if self.places is None or self.key != (position, count, kept):
+            size, device = like.shape[3], like.device
+            rates = self.rope_base ** -(torch.arange(0, size, 2, device=device, dtype=torch.float64) / size)
+            angles = torch.arange(position, position + count, device=device, dtype=torch.float64)[:, None] * rates
+            angles = torch.cat([angles] * 2, 1)
+            distance = torch.arange(count, device=device)[:, None] + kept - torch.arange(kept + count, device=device)
+            seen = (distance >= 0) & (distance < self.size)
+            self.key = position, count, kept
+            self.places = _Places(angles.cos().to(like.dtype), angles.sin().to(like.dtype), seen)
+        return self.places
+
+
+class WindowAttention(Step):
+    """One layer of the library's transformer, piece by piece.
+
+    The keys and values of the steps that the window reaches back to are kept beside those of the piece, so that its first steps too
+    see all of their window.
+    """
+
+    def __init__(self, layer: Any, *, heads: int, window: _Window) -> None:
+        self.layer, self.heads, self.window = layer, heads, window
         self.position = 0
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
@@ -122,7 +156,7 @@ class WindowAttention(Step):
         if x is None:
             return None
         layer, parts = self.layer, []
-        for piece in x.transpose(1, 2).split(max(self.window, 64), 1):  # long pieces would make tables of scores for nothing
+        for piece in x.transpose(1, 2).split(max(self.window.size, 64), 1):  # long pieces would make tables of scores for nothing
             h = piece + layer.self_attn_layer_scale(self._attend(layer.input_layernorm(piece)))
             parts.append(h + layer.mlp_layer_scale(layer.mlp(layer.post_attention_layernorm(h))))
         return torch.cat(parts, 1).transpose(1, 2)
@@ -130,14 +164,13 @@ class WindowAttention(Step):
     def _attend(self, h: Tensor) -> Tensor:
         attention, count = self.layer.self_attn, h.shape[1]
         rows = [project(h).unflatten(2, (self.heads, -1)).transpose(1, 2) for project in self._projections(attention)]
-        cos, sin = self._angles(count, rows[0])
+        kept = 0 if self.keys is None else self.keys.shape[2]
+        cos, sin, seen = self.window.at(self.position, count, kept, rows[0])
         q, k, v = _turned(rows[0], cos, sin), _turned(rows[1], cos, sin), rows[2]
         if self.keys is not None and self.values is not None:
             k, v = torch.cat([self.keys, k], 2), torch.cat([self.values, v], 2)
-        kept = k.shape[2] - count
-        distance = torch.arange(count, device=h.device)[:, None] + kept - torch.arange(kept + count, device=h.device)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=(distance >= 0) & (distance < self.window))
-        first = max(0, k.shape[2] - self.window + 1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        first = max(0, k.shape[2] - self.window.size + 1)
         self.keys, self.values = k[:, :, first:], v[:, :, first:]
         self.position += count
         return attention.o_proj(y.transpose(1, 2).flatten(2))
@@ -145,14 +178,6 @@ class WindowAttention(Step):
     @staticmethod
     def _projections(attention: Any) -> tuple[nn.Module, ...]:
         return attention.q_proj, attention.k_proj, attention.v_proj
-
-    def _angles(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine `(count, head)` of the piece's positions."""
-        size = like.shape[3]
-        rates = self.rope_base ** -(torch.arange(0, size, 2, device=like.device, dtype=torch.float64) / size)
-        positions = torch.arange(self.position, self.position + count, device=like.device, dtype=torch.float64)
-        angles = torch.cat([positions[:, None] * rates] * 2, 1)
-        return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -312,9 +337,9 @@ class Mimi(Tokenizer):
     # -- the verbs ---------------------------------------------------------------------------------------------------------------
 
     def _attention(self, transformer: Any) -> Iterator[Step]:
-        config = self.config
+        window = _Window(self.config.window, self.config.rope_base)
         for layer in transformer.layers:
-            yield WindowAttention(layer, heads=config.heads, window=config.window, rope_base=config.rope_base)
+            yield WindowAttention(layer, heads=self.config.heads, window=window)
 
     def encoder_chain(self) -> Chain:
         """Samples `(b, 1, s)` to latents `(b, c, n)`, in pieces."""
@@ -394,10 +419,10 @@ class Mimi(Tokenizer):
         hop = self.config.hop
         if self.config.padding == "frames":
             x = F.pad(x, (0, -x.shape[2] % hop))
-        return run(self._coder(depth), x, piece=_PIECE * hop).transpose(1, 2)
+        return run(self._coder(depth), x, piece=_PIECE * hop, short=_SHORT * hop).transpose(1, 2)
 
     def _decode(self, tokens: Tokens, size: tuple[int, ...]) -> Tensor:
-        return run(self._decoder(), tokens.data.transpose(1, 2), piece=_PIECE)
+        return run(self._decoder(), tokens.data.transpose(1, 2), piece=_PIECE, short=_SHORT)
 
     def _stream(self, *, depth: int | None = None) -> CodecStream:
         if depth is not None:

@@ -21,16 +21,23 @@ def may_overwrite(x: Tensor, *others: Tensor) -> bool:
     return not wanted and not torch.compiler.is_compiling()
 
 
-def _parts(x: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Channels and positions of parts of `(b, c, t)` that stay in the cache while several operations pass over them."""
+def _parts(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Channels and positions of `x (b, c, t)` that stay in the cache while several operations pass over them.
+
+    Of `others` the same: `(b, c, t)`, or `(1, c, 1)` of which each part takes its channels.
+    """
     b, c, t = x.shape
+    if x.numel() <= _IN_CACHE:
+        yield x, *others
+        return
     columns = min(t, max(1, _IN_CACHE // b))
     if x.stride(1) == 1:  # time first in memory: whole rows of channels
         columns = min(t, max(1, _IN_CACHE // (b * c)))
     rows = max(1, _IN_CACHE // (b * columns))
     for first in range(0, c, rows):
+        own = [value[:, first : first + rows] for value in (x, *others)]
         for start in range(0, t, columns):
-            yield slice(first, first + rows), slice(start, start + columns)
+            yield tuple(value[..., start : start + columns] if value.shape[2] == t else value for value in own)
 
 
 def elu(x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -41,8 +48,7 @@ def elu(x: Tensor, out: Tensor | None = None) -> Tensor:
     if out is None and not may_overwrite(x):
         return torch.where(x > 0, x, x.clamp(max=0).exp() - 1)
     out = torch.empty_like(x) if out is None else out
-    for rows, columns in _parts(x):
-        part, y = x[:, rows, columns], out[:, rows, columns]
+    for part, y in _parts(x, out):
         torch.clamp(part, max=0, out=y)
         torch.maximum(y.exp_().sub_(1), part, out=y)
     return out
@@ -57,12 +63,11 @@ def snake(x: Tensor, alpha: Tensor, out: Tensor | None = None) -> Tensor:
     if out is None and not may_overwrite(x, alpha):
         return torch.addcmul(x, torch.sin(alpha * x).square(), inverse)
     out = torch.empty_like(x) if out is None else out
-    for rows, columns in _parts(x):
-        part, y = x[:, rows, columns], out[:, rows, columns]
-        torch.mul(part, alpha[:, rows], out=y)
+    for part, y, rate, size in _parts(x, out, alpha, inverse):
+        torch.mul(part, rate, out=y)
         y.sin_()
         y.mul_(y)
-        torch.addcmul(part, y, inverse[:, rows], out=y)
+        torch.addcmul(part, y, size, out=y)
     return out
 
 

@@ -20,7 +20,8 @@ Memory may hold time first or channels first; shapes are the same. On a CPU, whe
 whole rows of channels are filtered, and convolutions are products of matrices that lie ready (`zoo.layers.row_products`). Then a
 step also writes into memory of its own, in which what is held and the next piece lie one after the other, and which `run` and
 `SplitStep` let it use again for every piece: fresh memory costs a CPU about as much as filling it, and pieces that come and go
-scatter it.
+scatter it. A short signal does not pay for weights in another order: it is pushed whole, with channels first, through the modules'
+own kernels (`Step.plainly`).
 """
 
 import math
@@ -115,10 +116,15 @@ class Step(ABC):
 
     rate: Fraction = Fraction(1)
     reuses: bool = False
+    plain: bool = False
 
     def reuse(self) -> None:
         """From now on the next push may overwrite what this one gives; whoever pushes has used or copied it by then."""
         self.reuses = True
+
+    def plainly(self) -> None:
+        """Convolve by the modules' own kernels, in pieces no smaller than they come: for a short signal that is pushed whole."""
+        self.plain = True
 
     @abstractmethod
     def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
@@ -225,7 +231,9 @@ class ConvStep(Step):
         example = next((part for part in (x, self.held, self.recent) if part is not None), None)
         if example is None:
             return None
-        quick = _quick(example, self.conv.weight) and self._repays(x)
+        if self.plain and last and x is not None and self.seen == 0 and self.mode == "constant":
+            return self._whole(x)
+        quick = not self.plain and _quick(example, self.conv.weight) and self._repays(x)
         if x is not None:
             self.seen += x.shape[2]
             x = self._activated(x, quick)
@@ -252,6 +260,17 @@ class ConvStep(Step):
         self.recent = recent[..., -self.most :].clone() if self.mode != "constant" and recent is not None else None
         return self._windows(held, quick)
 
+    def _whole(self, x: Tensor) -> Tensor | None:
+        """A whole signal between zeros; where there are as many at both ends, they need no copy."""
+        self.seen = x.shape[2]
+        right = self.right + (-self.seen % self.stride if self.whole_strides else 0)
+        x = x if self.activation is None else self.activation(x)
+        both = self.left if self.left == right and not self.depthwise else 0
+        if not both and self.left + right:
+            x = F.pad(x, (self.left, right))
+        count = max(0, (x.shape[2] + 2 * both - self.span) // self.stride + 1)
+        return self._convolved(x, False, count, both=both) if count else None
+
     def _repays(self, x: Tensor | None) -> bool:
         """A product does, for all that was seen, this piece included."""
         if x is None or self.depthwise or self.conv.groups > 1:
@@ -277,14 +296,15 @@ class ConvStep(Step):
             self.rows.clear()
         return y
 
-    def _convolved(self, x: Tensor, quick: bool, count: int) -> Tensor:
+    def _convolved(self, x: Tensor, quick: bool, count: int, *, both: int = 0) -> Tensor:
+        """`count` windows of `x`; where they are not taken quickly, with `both` zeros more at both ends."""
         conv = self.conv
         if not quick:
             if self.depthwise:
                 return self._depthwise(x)
             if self.span == conv.groups == self.stride == 1 and x.stride(1) == 1:
                 return F.linear(x.transpose(1, 2), conv.weight[..., 0], conv.bias).transpose(1, 2)
-            return F.conv1d(x, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+            return F.conv1d(x, conv.weight, conv.bias, conv.stride, both, conv.dilation, conv.groups)
         if self.product is None:
             self.product = DepthwiseSum(conv) if self.depthwise else ConvProduct(conv)
         if x.stride(1) != 1 or not x.transpose(1, 2)[0].is_contiguous():
@@ -372,7 +392,12 @@ class TransposeStep(Step):
         if example is None or (x is None and not last):
             return None
         count = 0 if x is None else x.shape[2]
-        if self.doubled and _quick(example, self.conv.weight) and repays(self.conv, (self.frames + count) * len(example)):
+        if (
+            not self.plain
+            and self.doubled
+            and _quick(example, self.conv.weight)
+            and repays(self.conv, (self.frames + count) * len(example))
+        ):
             return self._pushed_quickly(x, example, last=last)
         x = x if x is None or self.activation is None else self.activation(x)
         block = joined([part for part in (self.before, x) if part is not None])
@@ -478,6 +503,10 @@ class Chain(Step):
         for step in self.steps:
             step.reuse()
 
+    def plainly(self) -> None:
+        for step in self.steps:
+            step.plainly()
+
     def push(self, x: Tensor | None, *, last: bool = False) -> Tensor | None:
         for step in self.steps:
             x = step.push(x, last=last)
@@ -513,6 +542,10 @@ class ResidualStep(Step):
         self.main.reuse()
         self.shortcut.reuse()
 
+    def plainly(self) -> None:
+        self.main.plainly()
+        self.shortcut.plainly()
+
     def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
         y, new = self.main.push(x, last=last), self.shortcut.push(x, last=last)
         parts = [part for part in (self.waiting, new) if part is not None]
@@ -532,7 +565,7 @@ class ResidualStep(Step):
 
 
 class SplitStep(Step):
-    """A chain that takes at most `piece` positions at a time, so that what its layers hand on stays in the cache."""
+    """A chain that takes at most `piece` positions at a time, so that what its layers hand on stays in the cache; plainly, all."""
 
     def __init__(self, chain: Chain, *, piece: int) -> None:
         self.chain, self.piece, self.rate = chain, piece, chain.rate
@@ -543,7 +576,13 @@ class SplitStep(Step):
     def later(self) -> Fraction:
         return self.chain.later()
 
+    def plainly(self) -> None:
+        super().plainly()
+        self.chain.plainly()
+
     def push(self, x: Tensor | None, *, last: bool) -> Tensor | None:
+        if self.plain:
+            return self.chain.push(x, last=last)
         count = 0 if x is None else x.shape[2]
         self.taken += count
         waiting = math.ceil(self.taken * self.rate) - self.given  # one place for all, since memory that comes and goes is slow
@@ -606,8 +645,19 @@ def widening(stages: Sequence[tuple[int, Sequence[Step]]]) -> Chain:
     return Chain(inner)
 
 
-def run(chain: Chain, x: Tensor, *, piece: int) -> Tensor:
-    """Give the chain's output of a whole signal `(b, c, t)`, `piece` positions at a time."""
-    y = SplitStep(chain, piece=piece).push(x, last=True)
+def run(chain: Chain, x: Tensor, *, piece: int, short: int = 0) -> Tensor:
+    """Give the chain's output of a whole signal `(b, c, t)`, `piece` positions at a time.
+
+    Args:
+        chain: fresh; it serves this signal alone.
+        x: the signal.
+        piece: more cost memory.
+        short: so many positions, those of all items together, are taken plainly at once.
+    """
+    if not torch.compiler.is_compiling() and x.shape[0] * x.shape[2] <= short:
+        chain.plainly()
+        y = chain.push(x, last=True)
+    else:
+        y = SplitStep(chain, piece=piece).push(x, last=True)
     assert y is not None, "a codec gives at least one position"
     return y
