@@ -62,7 +62,7 @@ def build_site(
     """
     boards = [(board, [rank(board, column) for column in board.ranked]) for board in make_boards(results)]
     packs = dict(packs or {})
-    there = sorted({result.dataset.name for result in (*results, *generations)})
+    there = sorted({data.name for data in (*(r.dataset for r in results), *(r.dataset for r in generations))})
     if unused := sorted(packs.keys() - set(there)):
         raise ValueError(f"build_site: no result is of data {unused[0]!r}. Data sets there: {', '.join(there)}.")
     made = make_generation_boards(generations)

@@ -360,12 +360,12 @@ def welch_interval(a: Spread, b: Spread) -> tuple[float, float]:
     if a.deviation is None or b.deviation is None:
         raise ValueError(f"welch_interval: {a.seeds} and {b.seeds} trainings. Needed: two at least on each side.")
     difference = a.mean - b.mean
-    parts = [side.deviation**2 / side.seeds for side in (a, b)]
-    error = math.sqrt(sum(parts))
+    ours, theirs = a.deviation**2 / a.seeds, b.deviation**2 / b.seeds
+    error = math.sqrt(ours + theirs)
     if error == 0:
         return difference, difference
     from scipy.stats import t
 
-    freedom = sum(parts) ** 2 / sum(part**2 / (side.seeds - 1) for part, side in zip(parts, (a, b), strict=True))
+    freedom = (ours + theirs) ** 2 / (ours**2 / (a.seeds - 1) + theirs**2 / (b.seeds - 1))
     half = float(t.ppf(0.975, freedom)) * error
     return difference - half, difference + half

@@ -221,7 +221,8 @@ def _compared_text(board: GeneratorBoard, said: Compared) -> str:
 
 def _plot(board: GeneratorBoard) -> str:
     """The distance over the tokens; reconstructions as a square, other real pictures as a line across."""
-    lines, names = [], []
+    lines: list[Line] = []
+    names: list[str] = []
     for result in board.results:
         name = f"{result.name}, {result.tokenizer}"
         names.append(name)
