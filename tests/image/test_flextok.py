@@ -263,6 +263,17 @@ def test_defaults_are_those_of_the_configuration():
     assert not torch.equal(tok.decode(tokens), tok.decode(tokens, guidance=1.0))
 
 
+def test_temperature_scales_what_is_drawn_and_nothing_else():
+    tok = small(steps=2, temperature=0.5)
+    tokens = tokens_of(tok, k=3)
+    drawn = start_noise(len(tokens), NOISE.shape[1:], seed=3)
+    assert torch.equal(tok.decode(tokens, seed=3), tok.decode(tokens, noise=0.5 * drawn))
+    assert torch.equal(tok.decode(tokens, seed=3, temperature=1.0), tok.decode(tokens, noise=drawn))
+    assert torch.equal(tok.decode(tokens, noise=drawn, temperature=0.1), tok.decode(tokens, noise=drawn))
+    with pytest.raises(ValueError, match=r"temperature=-1.* 0 or more"):
+        small(temperature=-1)
+
+
 def test_projected_guidance_by_hand():
     draws = torch.Generator().manual_seed(0)
     c, u = (torch.randn(2, 3, 4, 4, generator=draws) for _ in range(2))
@@ -319,6 +330,9 @@ REFUSED = {
     "steps text": (dict(steps="20"), r"steps='20'. Allowed"),
     "steps bool": (dict(steps=True), r"steps=True. Allowed"),
     "mode": (dict(guidance_mode="cfg"), r"guidance_mode='cfg'. Allowed: projected, plain"),
+    "temperature": (dict(temperature=-0.1), r"temperature=-0\.1. Allowed: a finite number, 0 or more"),
+    "temperature NaN": (dict(temperature=math.nan), r"temperature=nan. Allowed"),
+    "temperature text": (dict(temperature="1"), r"temperature='1'. Allowed"),
     "guidance text": (dict(guidance="7.5"), r"guidance='7\.5'.*finite number"),
     "guidance NaN": (dict(guidance=math.nan), r"guidance=nan.*finite number"),
     "guidance function": (dict(guidance=lambda t: None), r"guidance=.*finite number, or a function of t"),
@@ -330,7 +344,7 @@ REFUSED = {
     "seeds": (dict(seed=[1, 2, 3]), r"seed holds 3 values for 2 items"),
     "seeds tuple": (dict(seed=(1, 2, 3)), r"seed=\(1, 2, 3\) for 2 items"),
     "seed floats": (dict(seed=[1.5, 2]), r"seed=\[1\.5, 2\].*one int for all"),
-    "option": (dict(step=3), r"no option 'step'. Allowed: steps, guidance, guidance_mode, seed, generator, noise"),
+    "option": (dict(step=3), r"no option 'step'. Allowed: steps, guidance, guidance_mode, temperature, seed"),
 }  # fmt: skip
 
 

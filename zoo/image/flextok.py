@@ -63,7 +63,7 @@ class FlexTokConfig(Config):
         keep_sampling: nested dropout in training, see `zoo.transforms.nested_dropout`.
         null_dropout: share of items trained without condition.
         noise_schedule, mode_scale: noise levels in training, see `zoo.layers.flow`.
-        steps, guidance, guidance_mode: what `decode` uses when it is told nothing.
+        steps, guidance, guidance_mode, temperature: what `decode` uses when it is told nothing.
     """
 
     latent_channels: int = 16
@@ -92,6 +92,7 @@ class FlexTokConfig(Config):
     steps: int = 20
     guidance: float = 7.5
     guidance_mode: str = "projected"
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
@@ -106,6 +107,7 @@ class FlexTokConfig(Config):
         self.require(self.time_features % 2 == 0, "time_features", "an even number")
         self.require(self.alignment_block >= 0, "alignment_block", "0 or more")
         self.require(self.guidance_mode in ("projected", "plain"), "guidance_mode", "projected, plain")
+        self.require(self.temperature >= 0, "temperature", "0 or more")
         self.require(0 <= self.null_dropout < 1, "null_dropout", "0 to below 1")
         self.require(self.keep_sampling in get_args(KeepSampling), "keep_sampling", ", ".join(get_args(KeepSampling)))
         self.require(self.noise_schedule in get_args(NoiseSchedule), "noise_schedule", ", ".join(get_args(NoiseSchedule)))
@@ -467,6 +469,7 @@ class FlexTok(Tokenizer):
         steps: int | None = None,
         guidance: float | Callable[[float], float] | None = None,
         guidance_mode: Literal["projected", "plain"] | None = None,
+        temperature: float | None = None,
         seed: int | list[int] = 0,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
@@ -479,9 +482,12 @@ class FlexTok(Tokenizer):
             steps: of the flow; None takes the configuration's.
             guidance: scale, 1 for none, or a function of the noise level; None takes the configuration's.
             guidance_mode: "projected" (momentum -0.5, norm limit 2.5, no parallel part) or "plain"; None takes the configuration's.
+            temperature: spread of the drawn noise. Below 1 the picture comes nearer to the mean of all that the tokens allow:
+                smoother, and closer to the original where the decoder is small; 1 is what it is trained for. None takes the
+                configuration's.
             seed: the same noise for every item, or a list with one for each.
             generator: draws the noise of one item after another instead.
-            noise: start latents `(b, c, h, w)` instead of both.
+            noise: start latents `(b, c, h, w)` instead of these three.
         """
         latents = self.decode_latents(
             tokens,
@@ -489,6 +495,7 @@ class FlexTok(Tokenizer):
             steps=steps,
             guidance=guidance,
             guidance_mode=guidance_mode,
+            temperature=temperature,
             seed=seed,
             generator=generator,
             noise=noise,
@@ -503,6 +510,7 @@ class FlexTok(Tokenizer):
         steps: int | None = None,
         guidance: float | Callable[[float], float] | None = None,
         guidance_mode: Literal["projected", "plain"] | None = None,
+        temperature: float | None = None,
         seed: int | list[int] = 0,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
@@ -512,14 +520,17 @@ class FlexTok(Tokenizer):
         steps = self.config.steps if steps is None else steps
         guidance = self.config.guidance if guidance is None else guidance
         guidance_mode = self.config.guidance_mode if guidance_mode is None else guidance_mode
+        temperature = self.config.temperature if temperature is None else temperature
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"{name}: steps={steps!r}. Allowed: 1 or more.")
         if guidance_mode not in ("projected", "plain"):
             raise ValueError(f"{name}: guidance_mode={guidance_mode!r}. Allowed: projected, plain.")
+        if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
+            raise ValueError(f"{name}: temperature={temperature!r}. Allowed: a finite number, 0 or more.")
         side = self.vae.downsample if self.vae is not None else 1
         shape = (self.config.latent_channels, size[0] // side, size[1] // side)
         if noise is None:
-            noise = start_noise(len(tokens), shape, seed=seed, generator=generator)
+            noise = temperature * start_noise(len(tokens), shape, seed=seed, generator=generator)
         elif not isinstance(noise, Tensor) or tuple(noise.shape) != (len(tokens), *shape):
             found = f"has shape {tuple(noise.shape)}" if isinstance(noise, Tensor) else f"is a {type(noise).__name__}"
             raise ValueError(f"{name}: noise {found}. Needed: a tensor {(len(tokens), *shape)}.")
