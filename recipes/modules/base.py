@@ -128,4 +128,8 @@ class TokenizerRecipe(Recipe):
         super().__init__(**options)
         self.tokenizer = zoo.create(tokenizer, info_name=tokenizer, **(overrides or {}))
         if init is not None:
-            self.tokenizer.load_state_dict(zoo.load(init).state_dict())
+            self.tokenizer.load_state_dict(self.adapt(zoo.load(init).state_dict()))
+
+    def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Give the tensors of `init` the shapes of the tokenizer that starts from them; here they are equal already."""
+        return tensors

@@ -18,6 +18,8 @@ from zoo.transforms.nested_dropout import draw_keep, powers_of_two
 
 __all__ = ["FlexTokRecipe"]
 
+_REGISTER_NOISE = 0.5  # of the spread of the registers themselves
+
 
 class FlexTokRecipe(TokenizerRecipe):
     """Train on batches with `latents (b, c, h, w)` (and `images` for the alignment), or on `images` alone.
@@ -51,6 +53,21 @@ class FlexTokRecipe(TokenizerRecipe):
         if alignment_weight:
             width = self.tokenizer.config.decoder_width
             self.alignment = Alignment(width=width, network=alignment_network, channels=alignment_channels)
+
+    def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Give a shorter FlexTok more registers: copies of its own, moved by noise so that they can part.
+
+        Where all 64 registers of a nano started from nothing, those beyond the sixteenth stayed almost unused for 8,000 steps; copies
+        of trained ones lowered the loss within 500.
+        """
+        wanted = self.tokenizer.config.registers
+        draws = torch.Generator().manual_seed(self.seed)
+        for name in ("encoder.registers", "decoder.register_positions"):
+            table = tensors[name]
+            copies = table[torch.arange(len(table), wanted) % len(table)]
+            noise = torch.randn(copies.shape, generator=draws)
+            tensors[name] = torch.cat([table, copies + _REGISTER_NOISE * table.std() * noise])
+        return tensors
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         tok, config = self.tokenizer, self.tokenizer.config

@@ -164,6 +164,21 @@ def test_first_flow_loss_is_what_the_zero_heads_leave(monkeypatch):
     assert float(logged["flow"].detach()) == pytest.approx(float(loss.detach()))
 
 
+def test_a_longer_flextok_starts_from_a_shorter_one(tmp_path):
+    """The registers that were there keep their codes; the new ones are near copies, and no two alike."""
+    short = FlexTokRecipe("flextok_nano", overrides=TOY["flextok"])
+    torch.nn.init.normal_(short.tokenizer.encoder.registers)
+    export_tokenizer(short.tokenizer, tmp_path / "short")
+    recipe = FlexTokRecipe("flextok_nano", overrides=TOY["flextok"] | {"registers": 12}, init=str(tmp_path / "short"))
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    codes, before = (r.tokenizer.eval().encode(x).data for r in (recipe, short))
+    assert codes.shape[1] == 12 and torch.equal(codes[:, :8], before)
+    registers = recipe.tokenizer.encoder.registers.detach()
+    assert (torch.cdist(registers[8:], registers).argmin(1) == torch.arange(8, 12)).all()
+    apart = torch.cdist(registers[8:], registers[:8])
+    assert (apart.argmin(1) == torch.arange(4)).all() and (apart.min(1).values > 0).all()
+
+
 @pytest.mark.parametrize("name", ["flextok_nano", "rvq_nano", "titok_nano"])
 def test_resume_after_kill_is_exact(name, pictures, tmp_path):
     """Killed with SIGKILL in mid-epoch, started again: the losses after the checkpoint equal an uninterrupted run's."""
