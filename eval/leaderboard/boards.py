@@ -384,7 +384,7 @@ def _difference(row: Row, other: Row, column: Column) -> Difference:
         return Difference(mean=plain, why="no items beside the result")
     if any(value is None for side in sides for value in side.values()):
         return Difference(mean=plain, why="a score of whole sets")
-    ours, theirs = ({f"{number} {key}": value for (number, key), value in side.items()} for side in sides)
+    ours, theirs = ({f"{number} {key}": value for (number, key), value in side.items() if value is not None} for side in sides)
     if ours.keys() == theirs.keys() and all(math.isnan(ours[key] - theirs[key]) for key in ours):
         return Difference(mean=plain, why="no item was scored by both")
     paired = paired_difference(ours, theirs, score=column.name, seed=row.result.protocol.seed)
