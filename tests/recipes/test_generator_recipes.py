@@ -18,7 +18,7 @@ from zoo import generators
 
 CONFIGS = Path(recipes.train.__file__).parent / "configs"
 RECIPE = "recipes.modules.generator.GeneratorRecipe"
-NAMES = sorted(path.stem for path in CONFIGS.rglob("*.yaml") if RECIPE in path.read_text())
+NAMES = sorted(path.stem for path in CONFIGS.rglob("*_nano.yaml") if RECIPE in path.read_text())
 CLASSES = 3
 TOY = {
     "autoregressive": dict(width=16, depth_blocks=1, heads=2, hidden_multiple=8),
