@@ -172,11 +172,13 @@ def test_a_longer_flextok_starts_from_a_shorter_one(tmp_path):
     recipe = FlexTokRecipe("flextok_nano", overrides=TOY["flextok"] | {"registers": 12}, init=str(tmp_path / "short"))
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     codes, before = (r.tokenizer.eval().encode(x).data for r in (recipe, short))
-    assert codes.shape[1] == 12 and torch.equal(codes[:, :8], before)
+    assert codes.shape[1] == 12
+    assert torch.equal(codes[:, :8], before)
     registers = recipe.tokenizer.encoder.registers.detach()
     assert (torch.cdist(registers[8:], registers).argmin(1) == torch.arange(8, 12)).all()
     apart = torch.cdist(registers[8:], registers[:8])
-    assert (apart.argmin(1) == torch.arange(4)).all() and (apart.min(1).values > 0).all()
+    assert (apart.argmin(1) == torch.arange(4)).all()
+    assert (apart.min(1).values > 0).all()
 
 
 @pytest.mark.parametrize("name", ["flextok_nano", "rvq_nano", "titok_nano"])
