@@ -1,4 +1,4 @@
-"""Train an audio codec: mel bands, the waveform, discriminators and their features, each with its share of the gradient.
+"""Train an audio codec: mel bands, the waveform, what a listener hears, discriminators, each with its share of the gradient.
 
 Serves `patch_codec` (the nano codecs), `encodec` and `dac`. Papers: Défossez et al., "High Fidelity Neural Audio Compression",
 arXiv 2210.13438 (balanced gradients, spectrum discriminators); Kumar et al., "High-Fidelity Audio Compression with Improved
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recipes.modules.balancer import LossBalancer
 from recipes.modules.codec_ways import way_of
 from recipes.modules.counting import CountsCodes
+from recipes.modules.hearing_losses import LoudnessLoss, StructureLoss
 from recipes.modules.sound_discriminators import (
     GameLoss,
     Judged,
@@ -100,6 +101,8 @@ class AudioCodecRecipe(CountsCodes, TwoSidedRecipe):
         waveform_weight: of the mean absolute difference of the samples.
         mel_weight: of the mel distance.
         mel: its scales.
+        loudness_weight: of the difference of loudness after PESQ (`LoudnessLoss`).
+        structure_weight: of the structure of band levels after ViSQOL (`StructureLoss`).
         quantizer_weight: of the quantizer's own loss.
         quantizer_start: generator step from which latents are quantized, so that codebooks start on latents of some meaning.
         depth_dropout: share of the items (EnCodec: of the batches) that are cut to fewer residual levels, evenly drawn.
@@ -125,6 +128,8 @@ class AudioCodecRecipe(CountsCodes, TwoSidedRecipe):
         waveform_weight: float = 0.1,
         mel_weight: float = 1.0,
         mel: MelScales | None = None,
+        loudness_weight: float = 0.0,
+        structure_weight: float = 0.0,
         quantizer_weight: float = 1.0,
         quantizer_start: int = 0,
         depth_dropout: float = 0.0,
@@ -155,6 +160,11 @@ class AudioCodecRecipe(CountsCodes, TwoSidedRecipe):
             normalized=scales.normalized,
         )
         self.mel_distance = MelLoss(sample_rate=info.sample_rate)
+        self.heard = nn.ModuleDict()
+        if loudness_weight:
+            self.weights["loudness"], self.heard["loudness"] = loudness_weight, LoudnessLoss(sample_rate=info.sample_rate)
+        if structure_weight:
+            self.weights["structure"], self.heard["structure"] = structure_weight, StructureLoss(sample_rate=info.sample_rate)
         self.adversary = adversary
         self.lead = 0 if adversary is None else adversary.lead
         if adversary is not None:
@@ -228,6 +238,7 @@ class AudioCodecRecipe(CountsCodes, TwoSidedRecipe):
         """Give the gradient of all losses of the sound at `y (b, c, s)`, same shape, float32, and what to log."""
         leaf = y.detach().float().requires_grad_()
         losses = {"waveform": (leaf - x).abs().mean(), "mel": self.mel(x, leaf)}
+        losses |= {name: loss(x, leaf) for name, loss in self.heard.items()}
         if self.playing(step - self.lead):
             losses |= self.judged(self._judged_part(x, step), self._judged_part(leaf, step))
         losses = {name: loss for name, loss in losses.items() if self.weights[name]}

@@ -18,6 +18,7 @@ import recipes.train
 import zoo
 from recipes.data.sounds import SoundBatch
 from recipes.modules.audio_codec import AudioCodecRecipe, SoundAdversary
+from recipes.modules.hearing_losses import LoudnessLoss, StructureLoss
 from tests.recipes.killed import train_until_killed
 from zoo.layers.pieces import run
 
@@ -69,17 +70,19 @@ def toy_recipe(name, folder, out):
     config["trainer"] |= {"default_root_dir": str(out), "accelerator": "cpu", "devices": 1, "log_every_n_steps": 1}
     config["trainer"]["logger"]["init_args"]["save_dir"] = str(out)
     config["trainer"]["callbacks"][0]["init_args"] |= {"dirpath": str(out / "checkpoints"), "every_n_train_steps": 2}
-    model, game = config["model"]["init_args"], config["model"]["init_args"]["adversary"]
+    model = config["model"]["init_args"]
+    game = model.get("adversary") or {}
     model["overrides"] = TOY[model["tokenizer"]]
     model["mel"] = (model.get("mel") or {}) | {"windows": [32, 128], "bands": [4, 8]}
     model["quantizer_start"] = min(1, model.get("quantizer_start", 0))
     if model.get("depths"):
         model["depths"] = [1, 2, 4]
-    game |= {"start": min(1, game.get("start", 0)), "lead": 0}
     for kind, small in (("spectrum_windows", [64]), ("periods", [2]), ("band_windows", [64])):
         if game.get(kind):
             game[kind] = small
-    game |= {"samples": 500 if game.get("samples") else None, "period_widths": [4, 4], "spectrum_width": 4, "band_width": 4}
+    if game:
+        game |= {"samples": 500 if game.get("samples") else None, "start": min(1, game.get("start", 0)), "lead": 0}
+        game |= {"period_widths": [4, 4], "spectrum_width": 4, "band_width": 4}
     config["data"]["init_args"] |= dict(
         train=str(folder), val=str(folder), sample_rate=RATE, seconds=0.4, seconds_val=0.5, batch_size=4, num_workers=0, limit_val=4
     )
@@ -106,7 +109,10 @@ def test_two_steps_at_toy_width(name, folder, tmp_path):
     rows, validations = train(path, tmp_path, "--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
     assert [int(row["step"]) for row in rows] == [0, 1]
     assert all(np.isfinite(float(row["train/loss"])) for row in rows)
-    assert rows[1]["train/discriminator"], "the discriminators have joined"
+    config = yaml.safe_load((CONFIGS / name).read_text())["model"]["init_args"]
+    joined = {part: bool(rows[1].get(f"train/{part}")) for part in ("discriminator", "loudness", "structure")}
+    parts = ("adversary", "loudness_weight", "structure_weight")
+    assert list(joined.values()) == [bool(config.get(part)) for part in parts], joined
     logged = {key for key, value in validations[-1].items() if value}
     assert {"val/mel_distance", "val/si_sdr_db", "val/perplexity"} <= logged
     tok = zoo.load(tmp_path / "tokenizer")
@@ -250,6 +256,20 @@ def test_with_balance_each_loss_has_its_share():
     norms = [part.flatten(1).norm(dim=1).mean() for part in parts]
     torch.testing.assert_close(pull, 0.25 * parts[0] / norms[0] + 0.75 * parts[1] / norms[1], rtol=1e-4, atol=1e-7)
     assert float(values["gradient_mel"]) == pytest.approx(float(norms[1]), rel=1e-4)
+
+
+def test_what_a_listener_hears_has_its_share():
+    module = recipe(balance=1.0, waveform_weight=0.0, mel_weight=1.0, loudness_weight=2.0, structure_weight=1.0, adversary=None)
+    x = batches(1)[0].sounds
+    y = x + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    pull, values = module.pull(x, y, 0)
+    leaf = y.clone().requires_grad_()
+    losses = (module.mel, LoudnessLoss(sample_rate=RATE), StructureLoss(sample_rate=RATE))
+    parts = [torch.autograd.grad(loss(x, leaf), leaf)[0] for loss in losses]
+    parts = [part / part.flatten(1).norm(dim=1).mean() for part in parts]
+    torch.testing.assert_close(pull, 0.25 * parts[0] + 0.5 * parts[1] + 0.25 * parts[2], rtol=1e-4, atol=1e-7)
+    assert float(values["structure"]) == pytest.approx(float(losses[2](x, y)), rel=1e-5)
+    assert not recipe().heard, "none without a weight"
 
 
 def test_one_clip_is_learnt_by_heart():
