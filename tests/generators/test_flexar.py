@@ -1,6 +1,7 @@
 """FlexAR against tensors of the public implementation (tests/parity/flexar/*/README.md), its text, and how its files are read."""
 
 import functools
+import time
 
 import pytest
 import torch
@@ -164,6 +165,25 @@ def test_loss_with_text(by_text, text):
     close(gen.loss(tokens, ""), needed)
     each = torch.nn.functional.cross_entropy(io["logits"].transpose(1, 2), io["ids"], reduction="none").sum(1)
     close(gen.nats(tokens, TEXTS), each, 1e-3)
+
+
+@pytest.mark.slow
+def test_the_cache_pays(made_codes):
+    """At least three times at 128 codes with 40 words of text, and the codes are equal."""
+    tokens = made_codes((128,), (512,), ordered=True)
+    sizes = dict(width=192, depth_blocks=4, heads=3, text_width=32, text_hidden=32, classes=0)
+    gen = generators.create("flexar", tokens=tokens, **sizes).eval()
+    for parameter in gen.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
+    gen.use_empty_text(torch.ones(1, 1, 32))
+    words, seconds, made = torch.ones(2, 40, 32), {True: [], False: []}, {}
+    for cache in (True, False, True, False):
+        start = time.perf_counter()
+        made[cache] = gen.sample(words, seed=1, guidance=3.0, cache=cache).data
+        seconds[cache].append(time.perf_counter() - start)
+    assert torch.equal(made[True], made[False])
+    assert min(seconds[False]) >= 3 * min(seconds[True])
 
 
 # -- files -----------------------------------------------------------------------------------------------------------------------

@@ -14,8 +14,21 @@ from zoo.generators.registry import GeneratorEntry, find, info, list_models
 if TYPE_CHECKING:
     from zoo.generators.base import Generator
     from zoo.generators.loading import create, create_for, load, save
+    from zoo.generators.text import TextCondition, TextTower
 
-__all__ = ["Generator", "GeneratorEntry", "create", "create_for", "find", "info", "list_models", "load", "save"]
+__all__ = [
+    "Generator",
+    "GeneratorEntry",
+    "TextCondition",
+    "TextTower",
+    "create",
+    "create_for",
+    "find",
+    "info",
+    "list_models",
+    "load",
+    "save",
+]
 
 _LAZY = {
     "Generator": "zoo.generators.base",
@@ -23,6 +36,8 @@ _LAZY = {
     "create_for": "zoo.generators.loading",
     "load": "zoo.generators.loading",
     "save": "zoo.generators.loading",
+    "TextCondition": "zoo.generators.text",
+    "TextTower": "zoo.generators.text",
 }
 
 
