@@ -107,7 +107,7 @@ class Stream(ABC):
         Raises:
             ValueError: tokens of another tokenizer, codes outside the vocabulary, or a stream that has ended.
         """
-        parts = list(self._decoded(tokens, last))
+        parts = list(self._checked_parts(tokens, last))
         return torch.cat(parts, 2) if len(parts) > 1 else parts[0] if parts else None
 
     def encode_all(self, chunks: Iterable[Tensor]) -> Iterator[Tokens]:
@@ -120,7 +120,7 @@ class Stream(ABC):
     def decode_all(self, parts: Iterable[Tokens]) -> Iterator[Tensor]:
         """Decode parts, one after the other, up to the last."""
         for tokens, last in _with_last(parts):
-            yield from self._decoded(tokens, last)
+            yield from self._checked_parts(tokens, last)
 
     # -- inner steps ---------------------------------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class Stream(ABC):
             raise ValueError(f"{name}: this stream has ended with last=True. Make a new one by stream().")
         return name
 
-    def _decoded(self, tokens: Tokens | None, last: bool) -> Iterator[Tensor]:
+    def _checked_parts(self, tokens: Tokens | None, last: bool) -> Iterator[Tensor]:
         """Check tokens, and give what they make final, part by part."""
         name = self._begin("decode")
         if tokens is None and not last:
