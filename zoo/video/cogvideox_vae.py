@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from zoo.config import Config
 from zoo.layers.causal_conv import Memory
 from zoo.layers.gaussian_video import GaussianVideo
+from zoo.layers.quick_conv3d import quicken
 from zoo.layers.steps import Stepper
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
@@ -97,6 +98,7 @@ class CogVideoXVAE(GaussianVideo, Tokenizer):
             temporal_compression_ratio=_FACTOR,
             scaling_factor=config.scaling_factor,
         )
+        quicken(self.vae)
         self.set_statistics([0.0] * config.latent_channels, [1 / config.scaling_factor] * config.latent_channels)
 
     @classmethod

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from zoo.config import Config
 from zoo.layers.causal_conv import Memory
 from zoo.layers.gaussian_video import GaussianVideo
+from zoo.layers.quick_conv3d import quicken
 from zoo.layers.steps import Stepper
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
@@ -257,7 +258,7 @@ class _Decoder:
     def __call__(self, z: Tensor, memory: Memory) -> Tensor:
         net, p = self.network, self.patch
         t = None if self.timestep is None else z.new_full((1,), self.timestep) * net.timestep_scale_multiplier
-        h = _conv(net.conv_in, z.permute(0, 4, 1, 2, 3), memory)
+        h = _conv(net.conv_in, z.permute(0, 4, 1, 2, 3).contiguous(), memory)  # 3-D convolutions are slow on channels last
         told = None if t is None else _embedding(net.mid_block.time_embedder, t, 4)
         for resnet in net.mid_block.resnets:
             h = _resnet(resnet, h, memory, told)
@@ -308,6 +309,7 @@ class LTXVideoVAE(GaussianVideo, Tokenizer):
             scaling_factor=config.scaling_factor,
             decoder_causal=config.decoder_causal,
         )
+        quicken(self.vae)
 
     @property
     def latents_mean(self) -> Tensor:  # type: ignore[override]

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from zoo.config import Config
 from zoo.layers.causal_conv import Memory
 from zoo.layers.gaussian_video import GaussianVideo
+from zoo.layers.quick_conv3d import conv3d
 from zoo.layers.steps import Stepper
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
@@ -111,7 +112,8 @@ def _conv(layer: Any, x: Tensor, memory: Memory) -> Tensor:
     count = (x.shape[2] - kernel) // conv.stride[0] + 1
     memory.kept[layer] = x[:, :, count * conv.stride[0] :].clone()  # a view would keep the whole step
     w, h = layer.width_pad, layer.height_pad
-    return F.conv3d(F.pad(x, (w, w, h, h, 0, 0), mode="replicate"), conv.weight, conv.bias, stride=conv.stride)
+    x = F.pad(x.contiguous(), (w, w, h, h, 0, 0), mode="replicate")  # 3-D convolutions are slow on channels last
+    return conv3d(x, conv.weight, conv.bias, stride=conv.stride)
 
 
 def _norm(layer: Any, x: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ def _resnet(block: Any, x: Tensor, memory: Memory) -> Tensor:
 def _attention(layer: Any, x: Tensor, memory: Memory) -> Tensor:
     """Attention over time of each place: queries of this step, keys and values of all steps so far, which the memory keeps."""
     b, _, t, h, w = x.shape
-    rows = x.permute(0, 3, 4, 2, 1).flatten(0, 2)
+    rows = x.permute(0, 3, 4, 2, 1).flatten(0, 2).contiguous()  # else a product for each place
     q, k, v = (part(rows).unflatten(2, (layer.heads, -1)).transpose(1, 2) for part in (layer.to_q, layer.to_k, layer.to_v))
     now, past = torch.stack([layer.norm_k(k), v]), memory.kept.get(layer)
     seen = now if past is None else torch.cat([past, now], 3)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zoo.config import Config
 from zoo.layers.causal_conv import Memory
 from zoo.layers.gaussian_video import GaussianVideo
+from zoo.layers.quick_conv3d import quicken
 from zoo.layers.steps import Stepper
 from zoo.registry import Entry
 from zoo.tokenizer import Tokenizer
@@ -120,6 +121,7 @@ class WanVAE(GaussianVideo, Tokenizer):
             patch_size=config.patch if config.patch > 1 else None,
             scale_factor_spatial=config.space_factor,
         )
+        quicken(self.vae)
         self.set_statistics(config.latents_mean, config.latents_std)
 
     @classmethod
