@@ -1,5 +1,7 @@
 """`zoo bench NAME`: how fast a tokenizer is, as throughput, latency, memory and share of this machine's own peak.
 
+Tokenizers of clips are measured beside diffusers' classes (`eval.bench_video`).
+
 Weights do not change speed, so they are random. Times are wall times, the best of several calls; the share is floating-point
 operations counted by torch over the rate of a large matrix product, measured in the same run.
 """
@@ -125,7 +127,7 @@ def _signal(tokenizer: Tokenizer, batch: int, size: tuple[int, int] | None) -> T
     """Smooth random pictures (noise would be an unusual input) of the native size."""
     info = tokenizer.info
     if info.modality != "image":
-        raise ValueError(f"zoo bench: {info.name} is of modality {info.modality}; only image tokenizers can be benched so far.")
+        raise ValueError(f"zoo bench: {info.name} is of modality {info.modality}; pictures and clips can be benched.")
     sides = size or info.native_size or (256, 256)
     draws = torch.Generator().manual_seed(0)
     coarse = torch.rand(batch, tokenizer.in_channels, 8, 8, generator=draws) * 2 - 1
@@ -222,6 +224,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, nargs="+", help="lengths to decode (ordered tokenizers)")
     parser.add_argument("--steps", type=int, nargs="+", help="steps of a generative decoder")
     parser.add_argument("--guidance", type=float, help="of a generative decoder; 1 switches it off")
+    parser.add_argument("--frames", type=int, default=17, help="of clips (default 17)")
+    parser.add_argument("--side", type=int, default=128, help="of the frames of clips (default 128)")
     parser.add_argument("--set", type=_override, nargs="+", default=[], metavar="KEY=VALUE", help="change the configuration")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--device", default="cpu")
@@ -231,16 +235,33 @@ def main(args: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     tokenizer = zoo.create(options.name, **dict(options.set)).to(options.device, getattr(torch, options.dtype)).eval()
-    peak, rows = bench(
-        tokenizer, batches=options.batch_size, tokens=options.tokens, steps=options.steps, guidance=options.guidance
-    )
+    values: dict[str, Any] = {"name": options.name, "set": dict(options.set)}
+    if tokenizer.info.modality == "video":
+        shown = _clips(tokenizer, options, values)
+    else:
+        peak, rows = bench(
+            tokenizer, batches=options.batch_size, tokens=options.tokens, steps=options.steps, guidance=options.guidance
+        )
+        shown = _table(options.name, peak, rows)
+        values |= {"peak_gflops": peak, "rows": [asdict(row) for row in rows]}
     from rich.console import Console
 
-    Console().print(_table(options.name, peak, rows))
+    Console().print(shown)
     if options.json is not None:
-        values = {"name": options.name, "set": dict(options.set), "peak_gflops": peak, "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(values, indent=2) + "\n")
     return 0
+
+
+def _clips(tokenizer: Tokenizer, options: argparse.Namespace, values: dict[str, Any]) -> Any:
+    """The table of a tokenizer of clips, beside diffusers' class; its rows go into `values`."""
+    from eval.bench_video import measure, table
+
+    for name in ("tokens", "steps", "guidance"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"zoo bench: --{name} for {options.name}, a tokenizer of clips. Leave it out.")
+    rows = [row for n in options.batch_size for row in measure(tokenizer, batch=n, frames=options.frames, side=options.side)]
+    values["rows"] = [asdict(row) for row in rows]
+    return table(options.name, rows)
 
 
 if __name__ == "__main__":
