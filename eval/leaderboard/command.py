@@ -82,7 +82,9 @@ def build_site(
                 for result in board.results
                 if result.tokenizer == name
             ]
-            page = make_page(name, _facts(measured[0].result), measured, [figure for figure in reported if figure.name == name])
+            told = [figure for figure in reported if figure.name == name]
+            of_its = {result.generator: makers[result.generator] for result in generations if result.tokenizer == name}
+            page = make_page(name, _facts(measured[0].result), measured, told, generators=of_its)
             _write(folder / address, page)
         for name, address in makers.items():
             entry = next((entry for entry in generators.find() if entry.name == name), None)

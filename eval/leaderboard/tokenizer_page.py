@@ -14,6 +14,7 @@ from eval.leaderboard.tables import folded, score_head, scrolling
 from eval.leaderboard.words import (
     bits_unit,
     board_title,
+    breakable,
     figures_table,
     fill,
     interval_text,
@@ -62,7 +63,14 @@ class Measured:
     records: Mapping[str, Mapping[str, Any]]
 
 
-def make_page(name: str, facts: Facts, measured: Sequence[Measured], reported: Sequence[Reported]) -> str:
+def make_page(
+    name: str,
+    facts: Facts,
+    measured: Sequence[Measured],
+    reported: Sequence[Reported],
+    *,
+    generators: Mapping[str, str] | None = None,
+) -> str:
     """Write the page of a tokenizer.
 
     Args:
@@ -70,6 +78,7 @@ def make_page(name: str, facts: Facts, measured: Sequence[Measured], reported: S
         facts: of the catalog.
         measured: its results.
         reported: figures of others.
+        generators: of its tokens: name -> address of the page.
     """
     entry = facts.entry
     summary = entry.summary if entry else "A classical codec, as a measure." if facts.kind == CODEC else "Not in the catalog."
@@ -78,7 +87,7 @@ def make_page(name: str, facts: Facts, measured: Sequence[Measured], reported: S
         "tokenizer.html",
         title=name,
         summary=escape(summary),
-        facts=_facts(facts),
+        facts=_facts(facts) + _generators(generators or {}),
         sections=_overview(measured) + "\n".join(_section(i, part) for i, part in enumerate(measured)),
         reported=own,
         credits=_credits(measured),
@@ -108,6 +117,13 @@ def _facts(facts: Facts) -> str:
     }
     body = "".join(f"<div><dt>{key}</dt><dd>{escape(str(value))}</dd></div>" for key, value in rows.items() if value)
     return f'<dl class="facts">{body}</dl>'
+
+
+def _generators(pages: Mapping[str, str]) -> str:
+    if not pages:
+        return ""
+    links = ", ".join(f'<a href="../{escape(address)}">{breakable(name)}</a>' for name, address in pages.items())
+    return f"<p>Generators of its tokens: {links}</p>"
 
 
 def _overview(measured: Sequence[Measured]) -> str:

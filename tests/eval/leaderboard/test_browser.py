@@ -217,6 +217,8 @@ def test_generators_sort_and_reference_rows_stay_below(open_page):
     assert page.locator("h1").inner_text() == "far_ar"
     page.get_by_role("link", name="flextok_nano").first.click()
     assert page.locator("h1").inner_text() == "flextok_nano"
+    page.get_by_role("link", name="near_ar").click()
+    assert page.locator("h1").inner_text() == "near_ar"
 
 
 def test_the_filters_of_a_wide_screen_stand_beside_their_title(open_page):
