@@ -177,6 +177,8 @@ def _embedding(embedder: Any, t: Tensor, parts: int, table: Tensor | None = None
 
 def _resnet(block: Any, x: Tensor, memory: Memory, told: Tensor | None) -> Tensor:
     """A residual block; `told` are its shifts and scales."""
+    if not x.shape[2] and block.conv_shortcut is None and memory.turn not in (block.conv1, block.conv2):
+        return x  # nothing has come, and nothing ends here
     h = _over_channels(block.norm1, x)
     if block.scale_shift_table is not None:
         assert told is not None

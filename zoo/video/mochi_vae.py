@@ -107,12 +107,13 @@ class MochiVAEConfig(Config):
 
 def _conv(layer: Any, x: Tensor, memory: Memory) -> Tensor:
     """A causal convolution; edges and the first frame are repeated."""
-    kernel, conv, past = layer.time_kernel_size, layer.conv, memory.kept.get(layer)
-    x = torch.cat([x[:, :, :1]] * (kernel - 1) + [x] if past is None else [past, x], 2)
-    count = (x.shape[2] - kernel) // conv.stride[0] + 1
+    conv, past, w, h = layer.conv, memory.kept.get(layer), layer.width_pad, layer.height_pad
+    before = layer.time_kernel_size - 1 if past is None else past.shape[2]
+    x = F.pad(x.contiguous(), (w, w, h, h, before, 0), mode="replicate")  # 3-D convolutions are slow on channels last
+    if past is not None:
+        x[:, :, :before] = past
+    count = (x.shape[2] - layer.time_kernel_size) // conv.stride[0] + 1
     memory.kept[layer] = x[:, :, count * conv.stride[0] :].clone()  # a view would keep the whole step
-    w, h = layer.width_pad, layer.height_pad
-    x = F.pad(x.contiguous(), (w, w, h, h, 0, 0), mode="replicate")  # 3-D convolutions are slow on channels last
     return conv3d(x, conv.weight, conv.bias, stride=conv.stride)
 
 
@@ -168,7 +169,7 @@ class _Encoder:
 
     def __call__(self, x: Tensor, memory: Memory) -> Tensor:
         net = self.network
-        h = _over_channels(net.proj_in, net.fourier_features(x.permute(0, 4, 1, 2, 3)))
+        h = _over_channels(net.proj_in, net.fourier_features(x.permute(0, 4, 1, 2, 3))).contiguous()
         h = _blocks(net.block_in, h, memory)
         for block in net.down_blocks:
             h = _blocks(block, _conv(block.conv_in, h, memory), memory)
