@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import Config as BaseConfig
+from zoo.layers.tiled_stream import TiledStream
 from zoo.layers.tiling import Tiling, decode_tiles, encode_tiles
 from zoo.registry import Entry
 from zoo.streaming import Stream
@@ -133,9 +134,9 @@ class Tokenizer(nn.Module):
 
     @property
     def tileable(self) -> bool:
-        """`tile=` works: a grid of tokens over pictures of any size, and a decoder that draws nothing."""
+        """`tile=` works: a grid of tokens over pictures or frames of any size, and a decoder that draws nothing."""
         info = self.info
-        grid = info.modality == "image" and info.layout == "2d" and info.downsample is not None
+        grid = (info.modality, info.layout) in (("image", "2d"), ("video", "3d")) and info.downsample is not None
         return grid and info.max_size is None and not info.stochastic_decode
 
     @property
@@ -275,19 +276,21 @@ class Tokenizer(nn.Module):
         """Reconstruct: `decode(encode(x, **rate))`."""
         return self.decode(self.encode(x, **rate))
 
-    def stream(self, **options: Any) -> Stream:
+    def stream(self, *, tile: Tiling | int | None = None, **options: Any) -> Stream:
         """Give an encoder and decoder for an endless signal: chunks in, tokens out, and the reverse, at constant memory.
 
         Args:
+            tile: as for `encode` and `decode`; each tile of the frames is a stream of its own.
             options: of the family, such as `depth` for residual codes and `seed` of a decoder that draws.
 
         Raises:
-            ValueError: this tokenizer needs the whole signal.
+            ValueError: this tokenizer needs the whole signal, or tiles that it does not take.
         """
         if not self.info.streaming:
             known = "`zoo.find(streaming=True)` lists those that do not"
             raise ValueError(f"{self.info.name}.stream: this tokenizer needs the whole signal. {known}.")
-        return self._stream(**options)
+        tiling = self._tiling(tile, "stream")
+        return self._stream(**options) if tiling is None else TiledStream(self, tiling, lambda: self._stream(**options))
 
     # -- what people have <-> x ----------------------------------------------------------------------------------------------------
 
@@ -549,7 +552,7 @@ class Tokenizer(nn.Module):
             f, one = downsample[1:], tokens[:1]
 
             def part(data: Tensor) -> Tensor:
-                sides = (data.shape[1] * f[0], data.shape[2] * f[1])
+                sides = (*size[:-2], data.shape[-3] * f[0], data.shape[-2] * f[1])
                 return self._decode(replace(one, data=data, extent=one.extent.new_tensor([sides])), sides, **options)
 
             y = decode_tiles(part, tokens.data, tiling, downsample=f)

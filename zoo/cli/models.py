@@ -95,17 +95,18 @@ def add_tile_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile", type=int, metavar="SIDE",
         help="pictures with a larger side go in overlapping tiles of so many pixels, so that memory is that of one tile "
-        f"(default: {_TILE}, or the native side where that is larger; 0 never cuts)",
+        f"(default: {_TILE}, or the native side where that is larger; 0 never cuts); frames of clips only where it is given",
     )  # fmt: skip
 
 
 def tile_option(tokenizer: "Tokenizer", side: int | None) -> dict[str, int]:
-    """Give `tile=` for `encode` and `decode`; nothing where --tile is left out and the tokenizer takes whole signals only.
+    """Give `tile=` for `encode` and `decode`; nothing where --tile is left out for clips or whole signals.
 
     Raises:
         ValueError: --tile for a tokenizer that takes whole signals only.
     """
-    if side == 0 or (side is None and not tokenizer.tileable):
+    clips = tokenizer.info.modality == "video"  # nothing is cut that nobody asks for
+    if side == 0 or (side is None and (clips or not tokenizer.tileable)):
         return {}
     if not tokenizer.tileable:
         raise ValueError(f"--tile {side}: {tokenizer.info.name} takes whole signals only. Leave it out.")

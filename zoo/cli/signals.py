@@ -159,11 +159,11 @@ def _encoded(tokenizer: "Tokenizer", source: _Source, rate: Mapping[str, Any], a
             yield x.to(tokenizer.device)
             advance(x.shape[2])
 
-    if not tokenizer.info.streaming or set(rate) - {"depth", "bits_per_second"}:
+    if not tokenizer.info.streaming or set(rate) - {"depth", "bits_per_second", "tile"}:
         yield tokenizer.encode(torch.cat(list(placed()), 2), **rate).to("cpu")
         return
     depth = _depth(tokenizer, rate)
-    for part in tokenizer.stream().encode_all(placed()):
+    for part in tokenizer.stream(tile=rate.get("tile")).encode_all(placed()):
         yield (part if depth is None else part.depth(depth)).to("cpu")
 
 
@@ -282,7 +282,7 @@ def _streams(tokenizer: "Tokenizer", file: TokenFile, options: Mapping[str, Any]
     if not tokenizer.info.streaming or not file.in_stretches or tokens is not None:
         return False
     parameters = inspect.signature(tokenizer._stream).parameters.values()
-    return set(options) <= {p.name for p in parameters} or any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return set(options) - {"tile"} <= {p.name for p in parameters} or any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _parts(tokenizer: "Tokenizer", file: TokenFile, depth: int | None, advance: Advance) -> Iterator[Tokens]:

@@ -1,4 +1,4 @@
-"""Big pictures in overlapping tiles, so that the memory a network needs is that of one tile.
+"""Big pictures and frames in overlapping tiles, so that the memory a network needs is that of one tile.
 
     pixels     |-------- tile --------|
                               |-------- tile --------|          neighbours share at least `overlap` pixels
@@ -20,7 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-__all__ = ["Tiling", "decode_tiles", "encode_tiles", "windows"]
+__all__ = ["Tiling", "decode_tiles", "encode_tiles", "grid_tiles", "pixel_tiles", "windows"]
 
 
 @dataclass(frozen=True)
@@ -66,26 +66,38 @@ def windows(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
     return [(start, start + side) for start in starts]
 
 
+def pixel_tiles(x: Tensor, tiling: Tiling, *, downsample: tuple[int, int]) -> list[Tensor]:
+    """Give what `encode_tiles` calls its function with, in that order."""
+    (rows, columns), (fy, fx) = _axes(x.shape[-2:], tiling, downsample), downsample
+    return [x[i : i + 1, ..., a * fy : b * fy, c * fx : d * fx] for i in range(len(x)) for a, b in rows for c, d in columns]
+
+
+def grid_tiles(data: Tensor, tiling: Tiling, *, downsample: tuple[int, int]) -> list[Tensor]:
+    """Give what `decode_tiles` calls its function with, in that order."""
+    rows, columns = _axes([n * f for n, f in zip(data.shape[-3:-1], downsample, strict=True)], tiling, downsample)
+    return [data[i : i + 1, ..., a:b, c:d, :] for i in range(len(data)) for a, b in rows for c, d in columns]
+
+
 def encode_tiles(encode: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling, *, downsample: tuple[int, int]) -> Tensor:
     """Encode pictures tile by tile, one picture at a time.
 
     Args:
-        encode: `(1, c, h, w)` to `(1, h / fy, w / fx, d)`; called for the tiles from left to right, row by row.
-        x: `(b, c, h, w)`, sides multiples of `downsample`.
+        encode: `(1, c, [t,] h, w)` to `(1, [t',] h / fy, w / fx, d)`; called for the tiles from left to right, row by row.
+        x: `(b, c, [t,] h, w)`, sides multiples of `downsample`.
         downsample: `(fy, fx)`, pixels over positions.
 
     Returns:
-        `(b, h / fy, w / fx, d)`, as one call would give it up to what a tile does not see.
+        `(b, [t',] h / fy, w / fx, d)`, as one call would give it up to what a tile does not see.
     """
     rows, columns = _axes(x.shape[-2:], tiling, downsample)
     (fy, fx), out = downsample, None
     for i in range(len(x)):
         for (top, bottom), (up, down) in zip(rows, _cuts(rows), strict=True):
             for (left, right), (first, last) in zip(columns, _cuts(columns), strict=True):
-                tile = encode(x[i : i + 1, :, top * fy : bottom * fy, left * fx : right * fx])
+                tile = encode(x[i : i + 1, ..., top * fy : bottom * fy, left * fx : right * fx])[0]
                 if out is None:
-                    out = tile.new_empty(len(x), rows[-1][1], columns[-1][1], tile.shape[-1])
-                out[i, up:down, first:last] = tile[0, up - top : down - top, first - left : last - left]
+                    out = tile.new_empty(len(x), *tile.shape[:-3], rows[-1][1], columns[-1][1], tile.shape[-1])
+                out[i, ..., up:down, first:last, :] = tile[..., up - top : down - top, first - left : last - left, :]
     assert out is not None, "a batch of at least one item has been checked"
     return out
 
@@ -94,28 +106,28 @@ def decode_tiles(decode: Callable[[Tensor], Tensor], data: Tensor, tiling: Tilin
     """Decode a grid tile by tile, one picture at a time, and blend neighbours.
 
     Args:
-        decode: `(1, gh, gw, d)` to `(1, c, gh * fy, gw * fx)`.
-        data: `(b, gh, gw, d)` codes or latents.
+        decode: `(1, [t,] gh, gw, d)` to `(1, c, [t',] gh * fy, gw * fx)`.
+        data: `(b, [t,] gh, gw, d)` codes or latents.
         downsample: `(fy, fx)`.
 
     Returns:
-        `(b, c, gh * fy, gw * fx)`.
+        `(b, c, [t',] gh * fy, gw * fx)`.
     """
     fy, fx = downsample
-    grid = data.shape[1:3]
+    grid = data.shape[-3:-1]
     rows, columns = _axes((grid[0] * fy, grid[1] * fx), tiling, downsample)
     vertical, horizontal = (_ramps(axis, tiling, f) for axis, f in ((rows, fy), (columns, fx)))
     out = None
     for i in range(len(data)):
         for (top, bottom), (up, tall) in zip(rows, vertical, strict=True):
             for (left, right), (first, wide) in zip(columns, horizontal, strict=True):
-                tile = decode(data[i : i + 1, top:bottom, left:right])[0]
+                tile = decode(data[i : i + 1, ..., top:bottom, left:right, :])[0]
                 if out is None:
-                    out = tile.new_zeros(len(data), tile.shape[0], grid[0] * fy, grid[1] * fx)
+                    out = tile.new_zeros(len(data), *tile.shape[:-2], grid[0] * fy, grid[1] * fx)
                 y, x = up - top * fy, first - left * fx
-                part = tile[:, y : y + len(tall), x : x + len(wide)]
+                part = tile[..., y : y + len(tall), x : x + len(wide)]
                 weight = (tall.to(tile)[:, None] * wide.to(tile)).expand_as(part)
-                target = out[i, :, up : up + len(tall), first : first + len(wide)]
+                target = out[i, ..., up : up + len(tall), first : first + len(wide)]
                 target.addcmul_(part, weight)
     assert out is not None, "a batch of at least one item has been checked"
     return out

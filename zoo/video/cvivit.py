@@ -438,6 +438,11 @@ class CViViT(Tokenizer):
     def _decode(self, tokens: Tokens, size: tuple[int, ...]) -> Tensor:
         return self.decode_vectors(self.quantizer.decode(tokens.data).to(self.dtype))
 
+    @property
+    def tileable(self) -> bool:
+        """No: a position sees the whole frame."""
+        return False
+
     def _stream(self) -> "CViViTStream":
         return CViViTStream(self)
 
