@@ -6,7 +6,11 @@ import torch
 import zoo
 from tests.contract.small import built, cases
 from tests.video.checks import clip
+from zoo.checkpoint import write_folder
+from zoo.cli import main
 from zoo.layers.tiling import Tiling, decode_tiles, encode_tiles
+from zoo.media.video import read_videos, write_video
+from zoo.publishing import folder_config
 from zoo.tokens import Tokens
 
 VIDEO = [name for name in cases() if zoo.info(name).modality == "video"]
@@ -84,3 +88,16 @@ def test_a_position_that_sees_the_whole_frame_is_not_cut(name):
         tok.encode(x, tile=64)
     with pytest.raises(ValueError, match=rf"{tok.info.name}\.stream: t"):
         tok.stream(tile=64)
+
+
+def test_the_command_line_takes_tiles(tmp_path):
+    tok = built("wan21_vae")
+    folder = write_folder(tmp_path / "tok", config=folder_config(tok), tensors=tok.state_dict())
+    path, tokens, out = tmp_path / "x.mp4", tmp_path / "t.safetensors", tmp_path / "y.mp4"
+    write_video(clip(6, (48, 40)), path, frame_rate=8)
+    assert main(["encode", str(folder), str(path), str(tokens), "--size", "48x40", "--tile", "32"]) == 0
+    found, x = Tokens.load(tokens), tok.preprocess(path, size=(48, 40))
+    torch.testing.assert_close(found.data, tok.encode(x, tile=32).data, rtol=0, atol=1e-5)
+    assert float((found.data - tok.encode(x).data).abs().max()) > 1e-3
+    assert main(["decode", str(folder), str(tokens), str(out), "--tile", "32"]) == 0
+    assert read_videos(out, size=None).shape == x.shape
