@@ -5,6 +5,7 @@ disturbs both alike. Both get the same clip and decode the same latents, and how
 times: without it a factor says nothing. The clip has a number of frames that the class does not cut off.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,6 +131,8 @@ def _peer_of(tok: Tokenizer) -> _Peer | None:
         return _inner(tok.vae)
     if tok.info.family == "vidtok" and tok.config.causal and tok.config.padding == "repeat":
         return _vidtok(tok)
+    if tok.info.family == "cosmos" and tok.config.z_channels == tok.config.latent_channels:
+        return _cosmos(tok)
     return None
 
 
@@ -178,6 +181,63 @@ def _vidtok(tok: Tokenizer) -> _Peer | None:
         return y[0] if c.levels is not None else y.latent_dist.mode()
 
     return _Peer(name="AutoencoderVidTok", encode=encode, decode=vae.decode)
+
+
+def _cosmos(tok: Tokenizer) -> _Peer:
+    """diffusers' Cosmos with our weights; it has no discrete form, so codes are made of its latents as here."""
+    from diffusers import AutoencoderKLCosmos
+
+    c = tok.config
+    up = c.decoder_multipliers
+    vae: Any = AutoencoderKLCosmos(
+        latent_channels=c.latent_channels,
+        encoder_block_out_channels=(c.width, *(c.width * m for m in c.multipliers)),
+        decode_block_out_channels=tuple(c.width * m for m in (up[0], *up[1:], up[-1])),
+        num_layers=c.blocks,
+        spatial_compression_ratio=c.space_factor,
+        temporal_compression_ratio=c.time_factor,
+        latents_mean=None,
+        latents_std=None,
+    )
+    ours = tok.state_dict()
+    names = {key: _cosmos_name(key, len(up)) for key in vae.state_dict()}
+    theirs = {key: ours.get(name, vae.state_dict()[key]) for key, name in names.items()}  # its wavelets are constants
+    if missing := [name for key, name in names.items() if name not in ours and "wavelets" not in name and "_arange" not in name]:
+        raise ValueError(f"eval.bench_video: {tok.info.name} has no {missing[0]}. The class of this diffusers has other names.")
+    vae.load_state_dict(theirs)
+    vae = _moved(vae.eval().requires_grad_(False), tok)
+
+    def encode(x: Tensor) -> Tensor:
+        z = vae.encode(x).latent_dist.mode()
+        return z if tok.quantizer is None else tok.quantizer.decode(tok.quantizer.encode(z.movedim(1, -1))).movedim(-1, 1)  # type: ignore[union-attr,operator]
+
+    return _Peer(name="AutoencoderKLCosmos", encode=encode, decode=lambda z: vae.decode(z).sample)
+
+
+_COSMOS = (
+    (r"\.norm\.(weight|bias)$", r".\1"),
+    (r"(attentions\.0)\.(weight|bias)$", r"\1.norm.\2"),
+    (r"\.conv_s\.", ".0."),
+    (r"\.conv_t\.", ".1."),
+    (r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block."),
+    (r"up_blocks\.(\d+)\.resnets\.", r"up.\1.block."),
+    (r"mid_block\.resnets\.0\.", "mid.block_1."),
+    (r"mid_block\.resnets\.1\.", "mid.block_2."),
+    (r"mid_block\.attentions\.0\.", "mid.attn_1.0."),
+    (r"mid_block\.temp_attentions\.0\.", "mid.attn_1.1."),
+    (r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample."),
+    (r"up_blocks\.(\d+)\.upsamplers\.0\.", r"up.\1.upsample."),
+    (r"\.conv_shortcut\.", ".nin_shortcut."),
+    (r"\.to_(q|k|v)\.", r".\1."),
+    (r"\.to_out\.0\.", ".proj_out."),
+)
+
+
+def _cosmos_name(key: str, levels: int) -> str:
+    """Our name of a parameter of diffusers' class, whose decoder counts its levels from coarse to fine."""
+    for pattern, name in _COSMOS:
+        key = re.sub(pattern, name, key)
+    return re.sub(r"\.up\.(\d+)\.", lambda match: f".up.{levels - 1 - int(match[1])}.", key)
 
 
 def _moved(vae: Any, like: nn.Module) -> Any:

@@ -10,6 +10,8 @@ from eval.bench_video import VideoMeasurement, measure, table
 SMALL = {
     "vidtok_fsq_causal_488_32768_v1_1": dict(width=4, blocks=1),
     "vidtok_kl_causal_488_16chn_v1_1": dict(width=4, blocks=1),
+    "cosmos_cv4x8x8": dict(width=4, blocks=1, latent_channels=4, z_channels=4),
+    "cosmos_dv8x16x16": dict(width=4, blocks=1, z_channels=6),
     "wan21_vae": dict(width=4, blocks=1, latents_mean=(0.5, 0.0), latents_std=(2.0, 1.0)),
     "cogvideox_2b_vae": dict(block_channels=(8, 8, 8, 16), layers_per_block=1, norm_groups=2, latent_channels=4),
     "hunyuan_video_vae": dict(block_channels=(8, 8, 8), layers_per_block=1, norm_groups=4, latent_channels=4),

@@ -13,7 +13,10 @@ from eval.bench_video import measure
 
 pytestmark = pytest.mark.slow
 
-FIXTURES = ("vidtok/fsq_causal_488_v1_1", "wan_vae/wan21", "wan_vae/wan22", "cogvideox_vae/small")
+FIXTURES = (
+    *("vidtok/fsq_causal_488_v1_1", "cosmos/cv_4x8x8", "cosmos/dv_8x8x8"),
+    *("wan_vae/wan21", "wan_vae/wan22", "cogvideox_vae/small"),
+)
 SMALL = {
     "hunyuan_video_vae": dict(block_channels=(8, 8, 16, 16), layers_per_block=1, norm_groups=4, latent_channels=4),
     "ltx_video_090_vae": dict(
