@@ -114,6 +114,7 @@ class Stream(ABC):
         """Encode chunks from a reader, one after the other, up to the last."""
         for x, last in _with_last(chunks):
             tokens = self.encode(x, last=last)
+            del x  # whoever takes the tokens may need the memory
             if tokens is not None:
                 yield tokens
 
@@ -163,12 +164,10 @@ class Stream(ABC):
 
 def _with_last(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
     """Give each item, and whether it is the last."""
-    iterator = iter(items)
-    try:
-        held = next(iterator)
-    except StopIteration:
-        return
-    for item in iterator:
-        yield held, False
-        held = item
-    yield held, True
+    held: list[Item] = []
+    for item in items:
+        held.append(item)
+        if len(held) > 1:
+            yield held.pop(0), False  # not kept here while it is used
+    if held:
+        yield held.pop(), True
