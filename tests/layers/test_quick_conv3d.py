@@ -44,12 +44,13 @@ def test_values_and_gradients_are_those_of_torch(calls, kernel, stride):
         (values(1, 8, 5, 16, 20, dtype=torch.float64), 1),
         (values(1, 8, 5, 16, 20), 2),
         (values(1, 8, 3, 4, 4), 1),
+        (values(1, 128, 3, 8, 8), 1),
         (values(1, 8, 5, 16, 20).to(memory_format=torch.channels_last_3d), 1),
     ],
-    ids=["batch", "double", "groups", "few", "channels last"],
+    ids=["batch", "double", "groups", "few", "wide", "channels last"],
 )
 def test_all_others_are_left_to_torch(calls, x, groups):
-    weight = values(4, 8 // groups, 3, 3, 3, seed=1, dtype=x.dtype)
+    weight = values(4, x.shape[1] // groups, 3, 3, 3, seed=1, dtype=x.dtype)
     assert torch.equal(conv3d(x, weight, groups=groups), F.conv3d(x, weight, groups=groups))
     assert not calls
 

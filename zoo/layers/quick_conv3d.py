@@ -1,9 +1,9 @@
 """3-D convolutions of short steps by oneDNN.
 
 On a CPU torch hands a convolution of one item to oneDNN only where channels x frames x height are above 20480; below, its own
-kernel takes up to ten times as long. Steps of a clip are short, so a narrow network on small frames falls below. Beyond a few
-thousand values oneDNN is the faster one; what it gives differs by rounding. Elsewhere (batches, other devices, other types)
-nothing changes.
+kernel takes up to ten times as long. Steps of a clip are short, so a narrow network on small frames falls below. oneDNN is the
+faster one beyond a few thousand values, unless the channels are so many that putting their weights in its order takes longer; what
+it gives differs by rounding. Elsewhere (batches, other devices, other types) nothing changes.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 __all__ = ["conv3d", "quicken"]
 
 _FEW = 8192  # values; below them a call of oneDNN costs more than it saves
+_PLACES = 4  # for each channel; with fewer the order of the weights does
 
 
 def conv3d(
@@ -65,4 +66,4 @@ def _slow(x: Tensor, groups: int) -> bool:
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.shape[0] != 1 or groups != 1 or not x.is_contiguous():
         return False
     ready = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled and not torch.compiler.is_compiling()
-    return ready and x.numel() > _FEW
+    return ready and x.numel() > _FEW and x[0, 0].numel() >= _PLACES * x.shape[1]
