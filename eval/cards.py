@@ -310,8 +310,8 @@ def _video128_sources(entry: Entry) -> list[str]:
 
 
 def _worst(name: str, results: Sequence[Result]) -> str:
-    """The five items with the lowest PSNR, or for sound the largest mel distance, at the full rate."""
-    for result in results:
+    """The five items of the largest set with the lowest PSNR, or for sound the largest mel distance, at the full rate."""
+    for result in sorted(results, key=lambda result: -result.dataset.count):
         path = Path(__file__).parent / "results" / name / f"{result.dataset.name}.{result.protocol.id}.items.csv"
         if not path.exists():
             continue
