@@ -57,8 +57,8 @@ class FlexTokRecipe(TokenizerRecipe):
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give a shorter FlexTok more registers: copies of its own, moved by noise so that they can part.
 
-        Where all 64 registers of a nano started from nothing, those beyond the sixteenth stayed almost unused for 8,000 steps; copies
-        of trained ones lowered the loss within 500.
+        Where all 64 registers of a nano started from nothing, those beyond the sixteenth stayed almost unused for 8,000 steps;
+        copies of trained ones lowered the loss within 500.
         """
         wanted = self.tokenizer.config.registers
         draws = torch.Generator().manual_seed(self.seed)
