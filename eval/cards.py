@@ -334,7 +334,7 @@ def _not_for(entry: Entry) -> str:
     if entry.stochastic_decode:
         lines.append("The decoder is generative: details are made up. Do not use it where a picture must be evidence.")
     if entry.name.endswith("_nano"):
-        lines.append("A nano model, trained in about an hour on one CPU core: for tests, teaching and recipes, not for quality.")
+        lines.append("A nano model, trained in minutes to hours on one CPU core: for tests, teaching and recipes, not for quality.")
     if entry.license_weights and entry.license_weights.startswith("LicenseRef-"):
         lines.append(f"Uses that {entry.license_weights} does not allow.")
     return "## Do not use for\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""

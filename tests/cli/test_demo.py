@@ -216,6 +216,6 @@ def test_the_demo_of_the_readme(tmp_path, capsys):
     text = (tmp_path / "index.html").read_text()
     assert "<h1>flextok_nano</h1>" in text
     assert f"{zoo.info('flextok_nano').parameters:,}" in text
-    assert "written as 1 to 32 whole numbers" in text
+    assert "written as 1 to 64 whole numbers" in text
     assert "The decoder draws what the tokens leave open" in text
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:9]] == ["1", "2", "4", "8", "16", "32"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:10]] == ["1", "2", "4", "8", "16", "32", "64"]

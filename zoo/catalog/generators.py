@@ -537,7 +537,7 @@ ENTRIES: tuple[GeneratorEntry, ...] = (
         ),
         weights=Weights(
             file="flextok_ar_nano.safetensors",
-            sha256="5c7542010528a7beebcd9847ce7aee1ca5c7d0ba06efe36f22382e12275d1f5c",
+            sha256="22324b64cdd18aec8a2ff6ca17872b5a71040a68d29e29a924528387a5113336",
             size=5_354_672,
         ),
         unit="token",
