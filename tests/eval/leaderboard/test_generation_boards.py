@@ -156,14 +156,15 @@ def test_samples_are_those_of_the_first_run():
     gen, tok = zoo.generators.load("flextok_ar_nano"), zoo.load("flextok_nano")
     values = copy.deepcopy(dict(stored.values))
     values["runs"][0]["weights_sha256"], values["tokenizer_sha256"] = tensors_sha256(gen), tensors_sha256(tok)
-    values["summary"] = [told for told in values["summary"] if told["rate"]["tokens"] in (4, 8)]
+    values["summary"] = values["summary"][:2]
+    first, second = (told["rate"]["tokens"] for told in values["summary"])
     result = type(stored)(**{**vars(stored), "values": values, "points": stored.points[:2]})
     strips = make_strips(result, columns=2)
-    assert (list(strips.steps), strips.columns, strips.size) == (["tokens=4", "tokens=8"], 2, (64, 64))
+    assert (list(strips.steps), strips.columns, strips.size) == ([f"tokens={first}", f"tokens={second}"], 2, (64, 64))
     assert list(strips.classes) == list(range(gen.config.classes))
     seeds = [noise_seed(values["runs"][0]["seed"], number) for number in range(2)]
     with torch.inference_mode():
-        y = tok.decode(gen.sample([7, 7], seed=seeds).keep(8), seed=seeds)
+        y = tok.decode(gen.sample([7, 7], seed=seeds).keep(second), seed=seeds)
     wanted = np.concatenate([(255 * (p + 1) / 2).clamp(0, 255).permute(1, 2, 0).numpy() for p in y], axis=1)
     kind, content = strips.strips[7][1].split(",", 1)
     assert kind == "data:image/webp;base64"
