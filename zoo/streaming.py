@@ -16,7 +16,7 @@ from zoo.tokens import Tokens
 if TYPE_CHECKING:
     from zoo.tokenizer import Tokenizer
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "joined"]
 
 Item = TypeVar("Item")
 
@@ -107,8 +107,7 @@ class Stream(ABC):
         Raises:
             ValueError: tokens of another tokenizer, codes outside the vocabulary, or a stream that has ended.
         """
-        parts = list(self._checked_parts(tokens, last))
-        return torch.cat(parts, 2) if len(parts) > 1 else parts[0] if parts else None
+        return joined(self._checked_parts(tokens, last), 2)
 
     def encode_all(self, chunks: Iterable[Tensor]) -> Iterator[Tokens]:
         """Encode chunks from a reader, one after the other, up to the last."""
@@ -160,6 +159,12 @@ class Stream(ABC):
         if tokens.lengths is not None:
             raise ValueError(f"{name}: items of unequal length do not stream side by side. Decode them one by one.")
         tokens.check_codes(name)
+
+
+def joined(parts: Iterable[Tensor], axis: int) -> Tensor | None:
+    """Parts end to end along an axis; None where there is none."""
+    found = list(parts)
+    return torch.cat(found, axis) if len(found) > 1 else found[0] if found else None
 
 
 def _with_last(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import zoo.generators as generators
-from zoo.generators.xar import averaged, partition, scale_factors
+from zoo.generators.xar import partition, scale_factors
+from zoo.layers.patches import averaged
 
 EXPECTED = {
     "token": [[i] for i in range(16)],

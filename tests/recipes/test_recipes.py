@@ -78,7 +78,8 @@ def test_header_and_size(name):
     for word in ("# Run:", "# Override:", "# Data:"):
         assert word in text
     tokenizer = yaml.safe_load(text)["model"]["init_args"]["tokenizer"]
-    assert Path(name).stem in (tokenizer, f"{tokenizer}_32"), "a recipe is named after what it trains"
+    named = {"flextok_nano_32": "flextok_nano"}.get(Path(name).stem, Path(name).stem)  # what the other one starts from
+    assert named == tokenizer, "a recipe is named after what it trains"
     with torch.device("meta"):
         tok = zoo.create(tokenizer)
     assert sum(value.numel() for value in tok.state_dict().values()) == zoo.info(tokenizer).parameters

@@ -24,6 +24,7 @@ from zoo.generators.base import Generator, GeneratorConfig
 from zoo.generators.drawing import gaussians
 from zoo.generators.registry import GeneratorEntry
 from zoo.layers.modulated import EPS, GatedMLP, ModulatedAttention, ModulatedBlock, TimeEmbedding, modulate
+from zoo.layers.patches import averaged
 from zoo.layers.transformer import KVCache, grid_coordinates, group_mask, rope_table, rotate
 
 __all__ = ["FlowAR", "FlowARConfig", "next_scale_input", "pyramid", "solver_times"]
@@ -79,8 +80,7 @@ class FlowARConfig(GeneratorConfig):
 
 def pyramid(latents: Tensor, scales: tuple[int, ...]) -> list[Tensor]:
     """Give copies `(b, s * s, c)` of latents `(b, h, w, c)`, averaged down to each scale s, in raster order."""
-    x = latents.permute(0, 3, 1, 2)
-    return [F.interpolate(x, (s, s), mode="area").flatten(2).transpose(1, 2) for s in scales]
+    return [averaged(latents, latents.shape[1] // s) for s in scales]
 
 
 def next_scale_input(latents: Tensor, scale: int, side: int) -> Tensor:

@@ -25,9 +25,10 @@ from zoo.generators.base import Generator, GeneratorConfig
 from zoo.generators.drawing import gaussians
 from zoo.generators.registry import GeneratorEntry
 from zoo.layers.modulated import EPS, ModulatedBlock, TimeEmbedding
+from zoo.layers.patches import averaged
 from zoo.layers.transformer import KVCache, grid_coordinates, group_mask, rope_table
 
-__all__ = ["XAR", "XARConfig", "averaged", "partition", "scale_factors"]
+__all__ = ["XAR", "XARConfig", "partition", "scale_factors"]
 
 Entity = Literal["cell", "subsample", "scale", "token", "whole"]
 _LAST_NOISE = 0.04  # the solver's last level before 0
@@ -81,13 +82,6 @@ def scale_factors(positions: tuple[int, ...]) -> tuple[int, ...]:
     while all(n % (2 * factors[-1]) == 0 for n in positions):
         factors.append(2 * factors[-1])
     return tuple(factors[::-1])
-
-
-def averaged(latents: Tensor, factor: int) -> Tensor:
-    """Average latents `(b, *positions, c)` over blocks of `factor` along each axis, `(b, n, c)` in raster order."""
-    axes = latents.ndim - 2
-    split = latents.reshape(len(latents), *(size for n in latents.shape[1:-1] for size in (n // factor, factor)), -1)
-    return split.mean([2 + 2 * axis for axis in range(axes)]).flatten(1, -2)
 
 
 def partition(entity: Entity, positions: tuple[int, ...], side: int) -> Tensor:

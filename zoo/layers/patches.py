@@ -1,9 +1,9 @@
-"""Grids to patches and back, and the sin-cos table of their positions."""
+"""Grids to patches and back or averaged down, and the sin-cos table of their positions."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["patchify", "sincos_table", "unpatchify"]
+__all__ = ["averaged", "patchify", "sincos_table", "unpatchify"]
 
 
 def patchify(x: Tensor, size: int) -> Tensor:
@@ -19,6 +19,13 @@ def unpatchify(x: Tensor, size: int) -> Tensor:
     c = width // (size * size)
     x = x.reshape(b, h, w, size, size, c).transpose(2, 3)
     return x.reshape(b, h * size, w * size, c)
+
+
+def averaged(latents: Tensor, factor: int) -> Tensor:
+    """Average latents `(b, *positions, c)` over blocks of `factor` along each axis, `(b, n, c)` in raster order."""
+    axes = latents.ndim - 2
+    split = latents.reshape(len(latents), *(size for n in latents.shape[1:-1] for size in (n // factor, factor)), -1)
+    return split.mean([2 + 2 * axis for axis in range(axes)]).flatten(1, -2)
 
 
 def sincos_table(width: int, height: int, breadth: int) -> Tensor:

@@ -1,7 +1,7 @@
 """3-D convolutions of short steps by oneDNN.
 
-On a CPU torch hands a convolution of one item to oneDNN only where channels x frames x height are above 20480; below, its own
-kernel takes up to ten times as long. Steps of a clip are short, so a narrow network on small frames falls below. oneDNN is the
+On a CPU torch hands a convolution of one item to oneDNN only where channels x frames x height are above 20480; below, it
+takes a slower kernel of its own. Steps of a clip are short, so a narrow network on small frames falls below. oneDNN is the
 faster one beyond a few thousand values, unless the channels are so many that putting their weights in its order takes longer; what
 it gives differs by rounding. Elsewhere (batches, other devices, other types) nothing changes.
 """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.causal_conv import Memory
-from zoo.streaming import Stream
+from zoo.streaming import Stream, joined
 from zoo.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ class Stepper:
 
     def push(self, x: Tensor, *, last: bool) -> Tensor | None:
         """Give all that became final with the next chunk `(b, t, ...)`; t = 0 is allowed at the end."""
-        parts = list(self.parts(x, last=last))
-        return torch.cat(parts, 1) if len(parts) > 1 else parts[0] if parts else None
+        return joined(self.parts(x, last=last), 1)
 
     def parts(self, x: Tensor, *, last: bool) -> Iterator[Tensor]:
         """Give the same as `push`, one part after the other: none is kept here."""
@@ -105,8 +104,7 @@ class StepStream(Stream):
         return None if data is None else self.final(data)
 
     def _decode(self, tokens: Tokens | None, *, last: bool) -> Tensor | None:
-        parts = list(self._decode_parts(tokens, last=last))
-        return torch.cat(parts, 2) if len(parts) > 1 else parts[0] if parts else None
+        return joined(self._decode_parts(tokens, last=last), 2)
 
     def _decode_parts(self, tokens: Tokens | None, *, last: bool) -> Iterator[Tensor]:
         data = self._empty if tokens is None else tokens.data

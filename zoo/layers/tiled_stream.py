@@ -7,11 +7,10 @@ that of `encode` and `decode` with the same `tile=`, to the bit.
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from zoo.layers.tiling import Tiling, decode_tiles, encode_tiles, grid_tiles, pixel_tiles
-from zoo.streaming import Stream
+from zoo.streaming import Stream, joined
 from zoo.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -50,8 +49,7 @@ class TiledStream(Stream):
         return encode_tiles(lambda _: next(given), x, self.tiling, downsample=self.downsample)
 
     def _decode(self, tokens: Tokens | None, *, last: bool) -> Tensor | None:
-        parts = list(self._decode_parts(tokens, last=last))
-        return torch.cat(parts, 2) if len(parts) > 1 else parts[0] if parts else None
+        return joined(self._decode_parts(tokens, last=last), 2)
 
     def _decode_parts(self, tokens: Tokens | None, *, last: bool) -> Iterator[Tensor]:
         self.before = tokens or self.before
