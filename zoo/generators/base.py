@@ -135,7 +135,7 @@ class Generator(nn.Module):
 
     family: ClassVar[str]
     Config: ClassVar[type[GeneratorConfig]]
-    facts: ClassVar[dict[str, str]] = {}
+    facts: ClassVar[dict[str, Any]] = {}
     config_file: ClassVar[str] = "config.json"  # of the public release
     families: ClassVar[dict[str, type["Generator"]]] = {}
 

@@ -165,7 +165,8 @@ class TextTower:
     @property
     def width(self) -> int:
         """Channels of the embeddings."""
-        return int(self.model.config.d_model)
+        config: Any = self.model.config
+        return int(config.d_model)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], *, length: int | None = None) -> TextCondition:
